@@ -1,0 +1,49 @@
+"""The bundled model, trained from scratch on the world.
+
+    python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
+
+A 3 M parameter Streamo model: 96 px frames, 9 tokens a frame, 1 fps. Three stages: the vision tower learns to name what it
+sees, the whole model learns on short videos, then on full length with decay. Time and results: jstream/assets/tiny/README.md.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 1
+    config.model = dict(
+        vision=dict(
+            image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
+            mlp_dim=384, grid=3, pooled_token=False,
+        ),
+        decoder=dict(
+            vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
+            rope_theta=10_000.0, tie_embeddings=True,
+        ),
+    )  # fmt: skip
+    config.protocol = dict(
+        name="streamo", system="", user_open="<|user|>", user_close="", assistant_open="<|assistant|>",
+        assistant_close="<|end|>", frame_open="", frame_close="", frame_token="<|frame|>",
+    )  # fmt: skip
+    auxiliary = dict(words=0.1, happenings=0.1)
+    config.stages = (
+        dict(steps=1000, rows=4, frames=32, tokens=0, learning_rate=3e-3, objective=dict(replies=0.0, words=1.0)),
+        dict(
+            steps=2000, rows=4, frames=32, tokens=704, min_seconds=10, max_seconds=30, learning_rate=2e-3,
+            train_vision=False,
+            objective=dict(states="focal", **auxiliary),
+        ),
+        dict(
+            steps=2500, rows=3, frames=48, tokens=1024, min_seconds=20, max_seconds=48, learning_rate=1e-3,
+            train_vision=False,
+            objective=dict(states="focal", **auxiliary),
+        ),
+        dict(
+            steps=1000, rows=2, frames=128, tokens=2816, min_seconds=20, max_seconds=120, learning_rate=5e-4, decay=0.9,
+            objective=dict(states="ce", **auxiliary),
+        ),
+    )  # fmt: skip
+    config.optimizer = "muon"
+    config.weight_decay = 0.02
+    return config

@@ -1,0 +1,21 @@
+"""jstream: live video assistants in JAX. A model watches a stream frame by frame and decides when to speak."""
+
+from jstream.data.video import Frame, VideoError, open_video
+from jstream.model import Model
+from jstream.models.cache import CacheFullError
+from jstream.streaming.event import Event
+from jstream.streaming.session import Session
+from jstream.weights.checkpoint import CheckpointError
+from jstream.weights.checkpoint import load_model as load
+
+__all__ = [
+    "CacheFullError",
+    "CheckpointError",
+    "Event",
+    "Frame",
+    "Model",
+    "Session",
+    "VideoError",
+    "load",
+    "open_video",
+]

@@ -1,0 +1,50 @@
+"""What every command shares: flags in, one line out when something the user can mend is wrong."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from jstream.config import ConfigError
+from jstream.data.dialogue import DialogueError
+from jstream.data.video import VideoError
+from jstream.models.cache import CacheFullError
+from jstream.protocols.tokenizer import TokenizerError
+from jstream.weights.checkpoint import CheckpointError
+
+EXPECTED = (ConfigError, DialogueError, VideoError, TokenizerError, CheckpointError, CacheFullError, OSError)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Parses the flags, calls `main`, and exits: 0, or 1 with one line for an error a user can mend, 2 for wrong flags."""
+
+    logging.set_verbosity(logging.WARNING)  # the libraries below tell every step they take at INFO
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except (flags.Error, KeyError, AttributeError, TypeError, ValueError, FileNotFoundError) as error:
+            fail(str(error.args[0] if error.args else error), code=2)
+        if len(rest) > 1:
+            fail(f"expected flags only, found {rest[1]!r}", code=2)
+        return rest
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except EXPECTED as error:
+            if os.environ.get("JSTREAM_TRACEBACK"):
+                raise
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted", code=130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Ends the process with one line on stderr."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

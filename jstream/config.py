@@ -1,0 +1,250 @@
+"""The shapes and choices a model, a protocol and a training run are made from, as frozen dataclasses.
+
+They are built once, at the edge: from a locked `ml_collections.ConfigDict` (`configs/*.py`) or from the `config.json` of a
+checkpoint. Everything below receives plain frozen values and reads no flags.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A SigLIP vision transformer and how its patches become frame tokens.
+
+    Attributes:
+        image_size: pixels, both sides of the square frame.
+        patch_size: pixels, both sides of a patch.
+        stem_width: channels of a small stem before the patches (4 px cells, then a 3 × 3 convolution); 0 is SigLIP's own
+            linear patches.
+        temporal_patch_size: frames a patch sees: 1, or 2 for this frame and the one before it.
+        grid: the patches are averaged to grid × grid tokens.
+        pooled_token: whether the attention-pooled token comes first; M = grid² + pooled_token.
+    """
+
+    image_size: int = 384
+    patch_size: int = 16
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_dim: int = 4096
+    norm_eps: float = 1e-6
+    stem_width: int = 0
+    temporal_patch_size: int = 1
+    grid: int = 3
+    pooled_token: bool = True
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision: expected image_size divisible by patch_size, found {self.image_size}, {self.patch_size}"
+            )
+        if self.stem_width and self.patch_size % 4:
+            raise ConfigError(f"vision: expected patch_size divisible by 4 behind a stem, found {self.patch_size}")
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.grid**2 + self.pooled_token
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder of the Llama family: Llama 3, Qwen2.5 or a tiny one, by these numbers alone.
+
+    Attributes:
+        qkv_bias: biases on the query, key and value projections (Qwen2.5).
+        tie_embeddings: the head is the transposed embedding.
+        mrope_section: pairs of head dimensions turned by time, height and width (Qwen2.5-VL: 16, 24, 24); () is plain
+            rotary positions.
+    """
+
+    vocab_size: int = 128_256
+    width: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    mlp_dim: int = 14_336
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+    mrope_section: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"decoder: expected num_heads divisible by num_kv_heads, found {self.num_heads}, {self.num_kv_heads}"
+            )
+        if self.mrope_section and 2 * sum(self.mrope_section) != self.head_dim:
+            raise ConfigError(
+                f"decoder: expected mrope_section to sum to head_dim / 2, found {self.mrope_section}, {self.head_dim}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Vision tower, two-layer projector and decoder."""
+
+    vision: VisionConfig = VisionConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolConfig:
+    """The language of a turn. The strings are the base model's chat template; their special tokens are in the tokenizer.
+
+    Attributes:
+        name: `streamo`.
+        system: the system prompt; "" renders no system message.
+        frame_token: the placeholder that a frame token replaces.
+    """
+
+    name: str = "streamo"
+    system: str = ""
+    system_open: str = "<|im_start|>system\n"
+    system_close: str = "<|im_end|>\n"
+    user_open: str = "<|im_start|>user\n"
+    user_close: str = "<|im_end|>\n"
+    assistant_open: str = "<|im_start|>assistant\n"
+    assistant_close: str = "<|im_end|>\n"
+    frame_open: str = "<|vision_start|>"
+    frame_close: str = "<|vision_end|>"
+    frame_token: str = "<|image_pad|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What training minimises.
+
+    Attributes:
+        states: `ce`, `focal` (the paper's) or `focal_released` (the published code's) on the state tokens.
+        gamma: exponent of the focal weight.
+        words: weight of the auxiliary loss that names what each frame token shows.
+        happenings: weight of the auxiliary loss that names, at every decision, the events in progress and just over.
+        replies: weight of the language objective itself; 0 trains the vision tower alone.
+    """
+
+    states: str = "focal"
+    gamma: float = 2.0
+    words: float = 0.0
+    happenings: float = 0.0
+    replies: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of a curriculum: so many steps on rows of one static shape.
+
+    Attributes:
+        steps: optimizer steps.
+        rows: packed rows a batch.
+        frames: frame slots a row.
+        tokens: token slots a row; 0 where only the vision tower is trained.
+        min_seconds, max_seconds: length of the generated videos.
+        learning_rate: peak of the stage.
+        decay: share of the stage, at its end, over which the rate falls linearly to `final_rate` of the peak.
+        train_vision: whether the vision tower learns; else it stays as it is, bit for bit.
+        weights: task → share of the dialogues; () is the source's own mix.
+    """
+
+    steps: int
+    rows: int
+    frames: int
+    tokens: int
+    objective: ObjectiveConfig = ObjectiveConfig()
+    min_seconds: int = 20
+    max_seconds: int = 120
+    learning_rate: float = 1e-3
+    decay: float = 0.0
+    final_rate: float = 0.1
+    train_vision: bool = True
+    weights: tuple[tuple[str, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        dialogues: a raw-schema file with its videos beside it; "" generates the world on the fly.
+        warmup: steps of linear warm-up.
+        optimizer: `adamw` or `muon` (matrices by orthogonalised momentum, the rest by AdamW).
+        workers: processes that decode or render; 0 works in the training process.
+    """
+
+    model: ModelConfig
+    protocol: ProtocolConfig
+    stages: tuple[StageConfig, ...]
+    tokenizer: str = ""
+    dialogues: str = ""
+    seed: int = 0
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    warmup: int = 50
+    workers: int = 1
+    log_every: int = 20
+    save_every: int = 200
+    keep: int = 2
+
+
+def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """Builds the frozen dataclass `cls` from nested mappings, strictly.
+
+    Raises:
+        ConfigError: an unknown key (names the nearest known one), a missing key or a value of the wrong type.
+    """
+    where = where or cls.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected an object, found {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise ConfigError(
+                f"{where}: unknown key {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}")
+            )
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"{where}: missing key {missing[0]!r}")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, typing.cast(type, hint)) else from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, found {value!r}")
+        kinds = [items[0]] * len(value) if len(items) == 2 and items[1] is Ellipsis else list(items)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: expected {len(kinds)} values, found {value!r}")
+        return tuple(
+            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, types.UnionType) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`: nested dicts and lists that JSON can hold."""
+    return dataclasses.asdict(config)

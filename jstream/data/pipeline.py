@@ -1,0 +1,276 @@
+"""From dialogues to batches: rows of a fixed number of frame and token slots, packed with whole dialogues.
+
+A row is a pure function of its index, made in a worker process: the video is decoded (or the world rendered) there, the
+protocol renders the dialogue, and both are laid side by side. grain shuffles, batches, prefetches and remembers where it was.
+A batch holds, for B rows of F frame slots and T token slots:
+
+    frames       uint8 [B, F, S, S, 3]      the sampled frames of the row's dialogues, one after the other
+    first        bool  [B, F]               frames that open a dialogue
+    decisions    int32 [B, F]               the token slot where the frame's turn is decided; −1 for an unused slot
+    tokens       int32 [B, T]               rendered dialogues; is_frame bool [B, T] marks the placeholders
+    positions    int32 [B, T]               index inside the dialogue, −1 for padding; segments int32 [B, T]: which dialogue
+    labels       int32 [B, T], kinds int8   what each position predicts (`protocols.streamo.Rendering`)
+    vocabulary   int32 [B, W]               ids of the words of the auxiliary labels, where the source has them:
+    words        uint8 [B, F, grid², W]     what each cell of the frame shows
+    happenings   uint8 [B, F, 2, W]         events in progress, events just over
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from jstream.config import StageConfig, VisionConfig
+from jstream.data import world as worlds
+from jstream.data.dialogue import Dialogue, read_raw
+from jstream.data.video import VideoError, letterbox, open_video
+from jstream.protocols.streamo import Rendering, Streamo, turns_of
+
+WORDS = (
+    *worlds.COLOURS,
+    *worlds.KINDS,
+    *worlds.SIZES,
+    *(verb[0].split()[0] for verb in worlds.VERBS.values()),
+    *("left", "right", "top", "bottom"),
+)
+VISION_CLIP = 4  # consecutive frames of one video where the vision tower is trained alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A dialogue with its frames, ready to be laid in a row.
+
+    Attributes:
+        rendering: tokens of the whole dialogue, one turn a frame.
+        frames: uint8 [F, S, S, 3].
+        words: uint8 [F, grid², W]; happenings: uint8 [F, 2, W]; None where the source has no such labels.
+    """
+
+    rendering: Rendering
+    frames: np.ndarray
+    words: np.ndarray | None = None
+    happenings: np.ndarray | None = None
+
+
+def lay_row(
+    samples: Sequence[Sample], stage: StageConfig, vocabulary: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Packs samples into one row; a dialogue with too many tokens for what is left is cut behind its last whole turn."""
+    size = samples[0].frames.shape[1] if samples else 1
+    row = {
+        "frames": np.zeros((stage.frames, size, size, 3), np.uint8),
+        "first": np.zeros(stage.frames, bool),
+        "decisions": np.full(stage.frames, -1, np.int32),
+        "tokens": np.zeros(stage.tokens, np.int32),
+        "is_frame": np.zeros(stage.tokens, bool),
+        "positions": np.full(stage.tokens, -1, np.int32),
+        "segments": np.full(stage.tokens, -1, np.int32),
+        "labels": np.zeros(stage.tokens, np.int32),
+        "kinds": np.zeros(stage.tokens, np.int8),
+    }
+    if vocabulary is not None:
+        row["vocabulary"] = vocabulary
+        cells = next((s.words.shape[1] for s in samples if s.words is not None), 1)
+        row["words"] = np.zeros((stage.frames, cells, len(vocabulary)), np.uint8)
+        row["happenings"] = np.zeros((stage.frames, 2, len(vocabulary)), np.uint8)
+    frame, token = 0, 0
+    for segment, sample in enumerate(samples):
+        rendering = sample.rendering
+        # a turn is whole up to where the next one's frame begins, at the latest at the end of the dialogue
+        ends = np.append(rendering.decisions[1:], len(rendering.tokens) - 1) + 1
+        whole = np.flatnonzero(ends <= stage.tokens - token) if stage.tokens else np.arange(len(sample.frames))
+        num_frames = min(len(sample.frames), stage.frames - frame, len(whole))
+        if not num_frames:
+            break
+        frames = slice(frame, frame + num_frames)
+        row["frames"][frames] = sample.frames[:num_frames]
+        row["first"][frame] = True
+        row["decisions"][frames] = rendering.decisions[:num_frames] + token if stage.tokens else 0
+        if vocabulary is not None and sample.words is not None and sample.happenings is not None:
+            row["words"][frames] = sample.words[:num_frames]
+            row["happenings"][frames] = sample.happenings[:num_frames]
+        if stage.tokens:
+            # what follows the last whole turn of a cut dialogue would hold placeholders of frames that are not there
+            cut = (
+                len(rendering.tokens)
+                if num_frames == len(rendering.decisions)
+                else int(rendering.decisions[num_frames - 1]) + 1
+            )
+            tokens = slice(token, token + cut)
+            for name in ("tokens", "is_frame", "labels", "kinds"):
+                row[name][tokens] = getattr(rendering, name)[:cut]
+            row["positions"][tokens] = np.arange(cut)
+            row["segments"][tokens] = segment
+            token += cut
+        frame += num_frames
+    return row
+
+
+# ------------------------------------------------------------------------------------------------------------- the world
+
+
+def vocabulary_ids(protocol: Streamo) -> np.ndarray:
+    """int32 [W]: the token of each word of the auxiliary labels, as it stands inside a sentence."""
+    ids = [protocol.tokenizer.encode(" " + word) for word in WORDS]
+    split = [word for word, tokens in zip(WORDS, ids, strict=True) if len(tokens) != 1]
+    if split:
+        raise ValueError(f"auxiliary labels: expected one token a word, found more for {', '.join(split)}")
+    return np.asarray(ids, np.int32)[:, 0]
+
+
+def scene_labels(world: worlds.World, frame: int, grid: int) -> tuple[np.ndarray, np.ndarray]:
+    """Auxiliary labels of a frame: words [grid², W] and happenings [2, W] (see the head of this file)."""
+    words = np.zeros((grid * grid, len(WORDS)), np.uint8)
+    for thing in world.things(float(frame)):
+        if thing.visible < 0.3:
+            continue
+        column, row = (min(max(int(c * grid), 0), grid - 1) for c in (thing.x, thing.y))
+        said = [thing.colour, thing.kind, thing.size]
+        if thing.event is not None:
+            event = world.events[thing.event]
+            said += [
+                event.does.split()[0],
+                event.detail.split()[-1] if event.verb in ("enter", "leave", "cross") else "",
+            ]
+        words[row * grid + column, [WORDS.index(word) for word in said if word]] = 1
+    happenings = np.zeros((2, len(WORDS)), np.uint8)
+    for event in world.events:
+        said = [WORDS.index(word) for word in event.sentence.rstrip(".").split() if word in WORDS]
+        if event.start_frame <= frame < event.end_frame:
+            happenings[0, said] = 1
+        elif event.end_frame == frame:
+            happenings[1, said] = 1
+    return words, happenings
+
+
+class WorldRows:
+    """Rows of the world, rendered on the fly: every row is made of videos that no other row has.
+
+    Args:
+        seed: of the worlds; evaluation uses others.
+        stage: shape of the rows, lengths and mix of tasks.
+        number: of the stage, so that stages see different worlds.
+    """
+
+    def __init__(self, seed: int, stage: StageConfig, number: int, protocol: Streamo, vision: VisionConfig):
+        self.seed, self.stage, self.number, self.protocol, self.vision = seed, stage, number, protocol, vision
+        self.vocabulary = vocabulary_ids(protocol)
+        self.weights = dict(stage.weights) or worlds.DEFAULT_WEIGHTS
+
+    def __len__(self) -> int:
+        return self.stage.steps * self.stage.rows
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        stage = self.stage
+        rng = worlds.generator(self.seed, self.number, index)
+        samples, left = [], stage.frames
+        for number in range(stage.frames):
+            if left < (stage.min_seconds if stage.tokens else 1):
+                break
+            longest = min(stage.max_seconds, left) if stage.tokens else stage.max_seconds
+            limits = worlds.WorldConfig(min_seconds=stage.min_seconds, max_seconds=longest)
+            key = (index * stage.frames + number) * 16 + self.number
+            world = worlds.make_world(self.seed, key, limits)
+            samples.append(self._dialogue(world, rng) if stage.tokens else self._clip(world, rng))
+            left -= len(samples[-1].frames)
+        return lay_row(samples, stage, self.vocabulary)
+
+    def _dialogue(self, world: worlds.World, rng: np.random.Generator) -> Sample:
+        dialogue = worlds.sample_dialogue(world, rng, self.weights)
+        rendering = self.protocol.render(turns_of(dialogue, world.duration))
+        return self._sample(world, range(world.duration), rendering)
+
+    def _clip(self, world: worlds.World, rng: np.random.Generator) -> Sample:
+        start = int(rng.integers(0, world.duration - VISION_CLIP + 1))
+        rendering = Rendering(*[np.zeros(0, np.int32)] * 4, np.zeros(VISION_CLIP, np.int32))
+        return self._sample(world, range(start, start + VISION_CLIP), rendering)
+
+    def _sample(self, world: worlds.World, times: range, rendering: Rendering) -> Sample:
+        render = worlds.Renderer(world, self.vision.image_size)
+        words, happenings = zip(*(scene_labels(world, t, self.vision.grid) for t in times), strict=True)
+        frames = np.stack([render(float(t)) for t in times])
+        return Sample(rendering, frames, np.stack(words), np.stack(happenings))
+
+
+# --------------------------------------------------------------------------------------------------------- real videos
+
+
+class VideoRows:
+    """Rows of dialogues over video files; a row is filled with whole dialogues, the longest first.
+
+    Args:
+        path: a raw-schema file; relative video paths start at its folder.
+
+    Raises:
+        DialogueError: where the file cannot be read, or a dialogue has no duration.
+    """
+
+    def __init__(
+        self, path: str | pathlib.Path, stage: StageConfig, protocol: Streamo, vision: VisionConfig, seed: int = 0
+    ):
+        self.stage, self.protocol, self.vision = stage, protocol, vision
+        self.folder = pathlib.Path(path).parent
+        self.dialogues = [d for d in read_raw(path) if d.duration is not None]
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.dialogues))
+        self.rows: list[list[int]] = []
+        room: list[int] = []
+        for i in sorted(order, key=lambda i: -self.num_frames(self.dialogues[i])):  # first fit, longest first
+            need = self.num_frames(self.dialogues[i])
+            row = next((r for r, left in enumerate(room) if left >= need), None)
+            if row is None:
+                row = len(room)
+                room.append(stage.frames)
+                self.rows.append([])
+            room[row] -= need
+            self.rows[row].append(int(i))
+
+    def num_frames(self, dialogue: Dialogue) -> int:
+        return min(int(np.ceil(dialogue.duration or 0)), self.stage.frames)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        samples = []
+        for i in self.rows[index]:
+            dialogue = self.dialogues[i]
+            try:
+                frames = self._frames(dialogue)
+            except VideoError as error:
+                logging.warning("left out: %s", error)
+                continue
+            samples.append(Sample(self.protocol.render(turns_of(dialogue, len(frames))), frames))
+        return lay_row(samples, self.stage) if samples else self._empty()
+
+    def _frames(self, dialogue: Dialogue) -> np.ndarray:
+        size, limit = self.vision.image_size, self.num_frames(dialogue)
+        frames = []
+        with open_video(self.folder / dialogue.video) as video:
+            for frame in video:
+                frames.append(letterbox(frame.image, size))
+                if len(frames) == limit:
+                    break
+        return np.stack(frames)
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        row = lay_row([], self.stage)
+        size = self.vision.image_size
+        return row | {"frames": np.zeros((self.stage.frames, size, size, 3), np.uint8)}
+
+
+def batches(rows: WorldRows | VideoRows, batch: int, seed: int, workers: int) -> grain.DatasetIterator:
+    """An endless iterator of batches whose state can be saved and restored to the exact next batch.
+
+    Args:
+        rows: made in worker processes when `workers` > 0, else in this one.
+        batch: B.
+        seed: of the order of rows.
+    """
+    dataset = grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch)
+    if workers == 0:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))

@@ -1,0 +1,104 @@
+"""The decoder: Llama 3, Qwen2.5 or a tiny model of the same build, by configuration.
+
+One forward serves training (whole packed rows, no cache) and the live stream (a few new tokens against a cache). Layers are
+unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jstream.config import DecoderConfig
+from jstream.models import attention, rope
+from jstream.models.cache import Cache, write, write_positions
+from jstream.models.layers import RMSNorm, SwiGLU
+
+
+class SelfAttention(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
+        c = self.config
+        batch, length, _ = x_BTD.shape
+        project = lambda heads, name: nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x_BTD).reshape(
+            batch, length, heads, c.head_dim
+        )
+        q_BTNH = rope.rotate(project(c.num_heads, "q_proj"), angles)
+        k_BTKH = rope.rotate(project(c.num_kv_heads, "k_proj"), angles)
+        v_BTKH = project(c.num_kv_heads, "v_proj")
+        if cache is None:
+            out = attention.attend_causal(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT)
+        else:
+            cache = write(cache, layer, k_BTKH, v_BTKH)
+            mask_BTS = attention.position_mask(positions_BT, cache.positions)
+            out = attention.attend(q_BTNH, cache.keys[layer], cache.values[layer], mask_BTS)
+        out = nn.Dense(c.width, use_bias=False, name="o_proj")(out.reshape(batch, length, -1))
+        return out, cache
+
+
+class DecoderLayer(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
+        c = self.config
+        h = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
+        h, cache = SelfAttention(c, name="self_attn")(h, angles, positions_BT, segments_BT, cache, layer)
+        x_BTD = x_BTD + h
+        h = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
+        return x_BTD + SwiGLU(c.mlp_dim, name="mlp")(h), cache
+
+
+class Decoder(nn.Module):
+    """Token embeddings in, hidden states and the grown cache out."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        self.embed_tokens = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
+        self.layers = [DecoderLayer(c) for _ in range(c.num_layers)]
+        self.norm = RMSNorm(c.norm_eps)
+        if not c.tie_embeddings:
+            self.lm_head = nn.Dense(c.vocab_size, use_bias=False)
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        return self.embed_tokens(tokens_BT)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """f32 [..., V]: what follows each hidden state [..., D]."""
+        out = self.embed_tokens.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden)
+        return out.astype(jnp.float32)
+
+    def __call__(
+        self,
+        embeds_BTD: jax.Array,
+        positions_BT: jax.Array,
+        rope_positions: jax.Array,
+        segments_BT: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """One forward.
+
+        Args:
+            embeds_BTD: token embeddings with frame tokens in place.
+            positions_BT: int32: index in the stream (or in the segment), EMPTY for padding.
+            rope_positions: int32 [3, B, T] (`rope.rope_positions`).
+            segments_BT: int32: which dialogue of a packed row; needed without a cache.
+            cache: where the tokens of earlier forwards are; the T new tokens are written behind them. The caller checks the
+                room (`cache.require_room`) and advances.
+
+        Returns:
+            Hidden states after the final norm [B, T, D], and the cache.
+        """
+        c = self.config
+        angles = rope.rotary_angles(rope_positions, c.head_dim, c.rope_theta, c.mrope_section)
+        if cache is not None:
+            cache = write_positions(cache, positions_BT)
+        elif segments_BT is None:
+            segments_BT = jnp.zeros_like(positions_BT)
+        x_BTD = embeds_BTD
+        for index, layer in enumerate(self.layers):
+            x_BTD, cache = layer(x_BTD, angles, positions_BT, segments_BT, cache, index)
+        return self.norm(x_BTD), cache

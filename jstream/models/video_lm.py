@@ -1,0 +1,94 @@
+"""The video language model: vision tower, projector and decoder joined, as pure functions of params.
+
+A frame's tokens take the places of the placeholder tokens that the protocol rendered for it. Training calls `embed_frames`,
+`embed_tokens` and the decoder over packed rows; the live stream calls the same three over one chunk and a cache.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jstream.config import ModelConfig
+from jstream.models.cache import Cache
+from jstream.models.decoder import Decoder
+from jstream.models.projector import Projector
+from jstream.models.siglip import Siglip
+
+
+class VideoLM(nn.Module):
+    config: ModelConfig
+
+    def setup(self):
+        self.vision = Siglip(self.config.vision)
+        self.projector = Projector(self.config.decoder.width)
+        self.decoder = Decoder(self.config.decoder)
+
+    def embed_frames(self, images: jax.Array) -> jax.Array:
+        """uint8 [N, H, W, 3 · temporal_patch_size] → frame tokens [N, M, D]."""
+        return self.projector(self.vision(images))
+
+    def embed_tokens(self, tokens_BT: jax.Array, is_frame_BT: jax.Array, frame_tokens: jax.Array) -> jax.Array:
+        """Embeds text and puts frame tokens in their places.
+
+        Args:
+            tokens_BT: int32; the id at a placeholder does not matter.
+            is_frame_BT: bool: the placeholders; the i-th one of a row takes the i-th frame token of that row.
+            frame_tokens: [B, I, D].
+
+        Returns:
+            [B, T, D].
+        """
+        index_BT = jnp.clip(jnp.cumsum(is_frame_BT, axis=1) - 1, 0, frame_tokens.shape[1] - 1)
+        placed = jnp.take_along_axis(frame_tokens, index_BT[..., None], axis=1)
+        return jnp.where(is_frame_BT[..., None], placed, self.decoder.embed(tokens_BT))
+
+    def hidden(
+        self,
+        embeds_BTD: jax.Array,
+        positions_BT: jax.Array,
+        rope_positions: jax.Array,
+        segments_BT: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """See `Decoder.__call__`."""
+        return self.decoder(embeds_BTD, positions_BT, rope_positions, segments_BT, cache)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.decoder.logits(hidden)
+
+    def __call__(self, images: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        """Logits of one whole text with no cache; used to make params, which need every module to run once."""
+        frame_tokens = self.embed_frames(images).reshape(1, -1, self.config.decoder.width)
+        is_frame = jnp.zeros(tokens_BT.shape, bool)
+        positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        embeds = self.embed_tokens(tokens_BT, is_frame, frame_tokens)
+        return self.logits(self.hidden(embeds, positions, jnp.broadcast_to(positions, (3, *positions.shape)))[0])
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh params: a nested dict of f32 arrays."""
+    vision = config.vision
+    images = jnp.zeros((1, vision.image_size, vision.image_size, 3 * vision.temporal_patch_size), jnp.uint8)
+    return VideoLM(config).init(key, images, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(config: ModelConfig) -> dict:
+    """The shapes and dtypes of the params, without making them."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+
+
+def stack_frames(frames: jax.Array, first: jax.Array, temporal_patch_size: int) -> jax.Array:
+    """Gives every frame the one before it, where patches see two.
+
+    Args:
+        frames: uint8 [B, F, H, W, 3].
+        first: bool [B, F]: frames that open a stream; they are their own predecessor.
+
+    Returns:
+        uint8 [B, F, H, W, 3 · temporal_patch_size].
+    """
+    if temporal_patch_size == 1:
+        return frames
+    before = jnp.roll(frames, 1, axis=1)
+    before = jnp.where(first[:, :, None, None, None], frames, before)
+    return jnp.concatenate([before, frames], axis=-1)

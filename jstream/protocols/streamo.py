@@ -1,0 +1,317 @@
+"""The Streamo protocol: every frame is a user turn, every decision an assistant turn that opens with a state token.
+
+    system · { user: [question] <{i}s-{i+1}s> frame · assistant: </Silence> | </Standby> | </Response> reply }*
+
+("Streaming Video Instruction Tuning", arXiv 2512.21334; formats as in the repository maifoundations/Streamo,
+`scripts/convert_streaming_video.py`.) This file alone knows that language: it renders a whole dialogue with its labels for
+training, the next chunk of a live one for streaming, and reads decisions and spans back.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jstream.config import ProtocolConfig
+from jstream.data.dialogue import Dialogue, DialogueError, Query, Response
+from jstream.protocols.tokenizer import Tokenizer, train_tokenizer
+
+STATES = ("silence", "standby", "response")
+STATE_TOKENS = ("</Silence>", "</Standby>", "</Response>")
+SILENCE, STANDBY, RESPONSE = range(3)
+
+# The prompt Streamo's weights are trained with (maifoundations/Streamo, `scripts/convert_streaming_video.py`); a format, verbatim.
+SYSTEM_PROMPT = """
+You are a helpful assistant specializing in streaming video analysis. 
+You will receive input frame by frame, each labeled with absolute time intervals 
+in the exact format <Xs-Ys> (e.g., <0s-1s>). Follow these rules precisely:
+
+1. Use </Silence> when:
+   - No relevant event has started, OR
+   - The current input is irrelevant to the given question.  
+
+2. Use </Standby> when:
+   - An event is in progress but has not yet completed, OR
+   - The current input is relevant but the question cannot yet be answered.  
+
+3. Use </Response> only when:
+   - An event has fully concluded, OR
+   - The available information is sufficient to fully answer the question.
+   Provide a complete description at this point.  
+
+Do not provide partial answers or speculate beyond the given information.  
+Whenever you deliver an answer, begin with </Response>.
+"""  # noqa: W291
+
+# What a position predicts.
+NOT_LEARNED, TEXT, STATE = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What one frame brings.
+
+    Attributes:
+        start, end: seconds the turn stands for, as its label says.
+        query: what the user says in it, or None.
+        state: index into STATES.
+        reply: the words, where the state is RESPONSE.
+    """
+
+    start: float
+    end: float
+    query: str | None = None
+    state: int = SILENCE
+    reply: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendering:
+    """A whole dialogue as tokens, with what each position predicts.
+
+    Attributes:
+        tokens: int32 [T].
+        is_frame: bool [T]: placeholders of frame tokens.
+        labels: int32 [T]: the token that position t predicts (already shifted); 0 where nothing is learned.
+        kinds: int8 [T]: NOT_LEARNED, TEXT or STATE.
+        decisions: int32 [F]: the position at which each turn's state is decided.
+    """
+
+    tokens: np.ndarray
+    is_frame: np.ndarray
+    labels: np.ndarray
+    kinds: np.ndarray
+    decisions: np.ndarray
+
+
+class Streamo:
+    """The protocol over one tokenizer and one frame geometry.
+
+    Args:
+        config: chat template and system prompt.
+        tokenizer: holds the state tokens and the frame token as special tokens.
+        tokens_per_frame: M.
+    """
+
+    states = STATES
+
+    def __init__(self, config: ProtocolConfig, tokenizer: Tokenizer, tokens_per_frame: int):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tokens_per_frame = tokens_per_frame
+        self.state_ids = tuple(tokenizer.special(token) for token in STATE_TOKENS)
+        self.frame_id = tokenizer.special(config.frame_token)
+        self.close = tokenizer.encode_template(config.assistant_close)
+        self.end_id = self.close[0]
+        self.prefix: list[int] = []
+        if config.system:
+            # one text: "\n" before and in the prompt merge, and the state tokens it explains are the tokens themselves
+            self.prefix = tokenizer.encode_template(config.system_open + config.system + config.system_close)
+
+    def open_turn(self, turn: Turn) -> list[int]:
+        """Tokens from the end of the turn before up to where this turn's state is decided."""
+        c, t = self.config, self.tokenizer
+        label = f"<{turn.start:g}s-{turn.end:g}s>\n"
+        return [
+            *t.encode_template(c.user_open),
+            *t.encode(label if turn.query is None else f"{turn.query}\n{label}"),
+            *t.encode_template(c.frame_open),
+            *[self.frame_id] * self.tokens_per_frame,
+            *t.encode_template(c.frame_close + c.user_close + c.assistant_open),
+        ]
+
+    def close_turn(self, state: int, reply: Sequence[int] = ()) -> list[int]:
+        """Tokens of a decision, its reply (`encode_reply`) and the turn's end."""
+        return [self.state_ids[state], *reply, *self.close]
+
+    def encode_reply(self, text: str) -> list[int]:
+        return self.tokenizer.encode(" " + text)
+
+    def decode_reply(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens).strip()
+
+    def render(self, turns: Sequence[Turn]) -> Rendering:
+        """Renders a dialogue for training.
+
+        Learned are the state of every turn, every token of a reply and the token that ends it. The end after a silent turn is
+        not: the live stream writes it itself.
+        """
+        tokens = list(self.prefix)
+        labelled: list[tuple[int, int, int]] = []  # position, label, kind
+        decisions = []
+        for turn in turns:
+            tokens += self.open_turn(turn)
+            decisions.append(len(tokens) - 1)
+            reply = self.encode_reply(turn.reply) if turn.reply is not None else []
+            labelled.append((len(tokens) - 1, self.state_ids[turn.state], STATE))
+            if turn.state == RESPONSE:
+                labelled += [(len(tokens) + i, label, TEXT) for i, label in enumerate([*reply, self.end_id])]
+            tokens += self.close_turn(turn.state, reply)
+        labels, kinds = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int8)
+        for position, label, kind in labelled:
+            labels[position], kinds[position] = label, kind
+        ids = np.asarray(tokens, np.int32)
+        return Rendering(ids, ids == self.frame_id, labels, kinds, np.asarray(decisions, np.int32))
+
+    def decide(self, probs: Sequence[float], threshold: float | None = None) -> int:
+        """The state: the most probable one, or with a threshold RESPONSE exactly when its probability reaches it.
+
+        Args:
+            probs: of STATES, in order.
+            threshold: in [0, 1], or None.
+        """
+        if threshold is None:
+            return int(np.argmax(probs))
+        return RESPONSE if probs[RESPONSE] >= threshold else int(np.argmax(probs[:RESPONSE]))
+
+    @staticmethod
+    def start_in(reply: str) -> float | None:
+        """The beginning of the span that a reply names ("From 3s to 7s.", "<3s-7s>"), in seconds, or None."""
+        span = span_in(reply)
+        return None if span is None else span[0]
+
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\s*(?:-|–|to|until)\s*(\d+(?:\.\d+)?)\s*s")
+
+
+def span_in(reply: str) -> tuple[float, float] | None:
+    """The first span of seconds that a reply names, or None."""
+    found = _SPAN.search(reply)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def special_tokens(config: ProtocolConfig) -> list[str]:
+    """Every special token of the protocol and its chat template, for a tokenizer that is trained with them."""
+    template = "".join(
+        getattr(config, f.name) for f in dataclasses.fields(config) if f.name.endswith(("_open", "_close"))
+    )
+    return [*dict.fromkeys([*re.findall(r"<\|[^|]+\|>", template), config.frame_token, *STATE_TOKENS])]
+
+
+def make_tokenizer(config: ProtocolConfig, texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Trains a small tokenizer on texts and on the labels of an hour of turns."""
+    labels = [f"<{i}s-{i + 1}s>\n" for i in range(200)] * 20
+    return train_tokenizer([config.system, *labels, *texts], vocab_size, special_tokens(config))
+
+
+# ------------------------------------------------------------------------------------------- dialogues to turns and back
+
+
+def turns_of(dialogue: Dialogue, num_frames: int, fps: float = 1.0, official: bool = False) -> list[Turn]:
+    """Lays a dialogue over frames.
+
+    A time t names the turn that ends at it: frame ⌈t·fps⌉ − 1. A span is STANDBY from the turn of its start to the turn of its
+    end, and the reply comes in the turn after; a reply with a time and no span comes in its turn. What lies outside the video
+    is left out.
+
+    The published converter has four faults, which are mended unless `official` asks for its exact output: it repeats the first
+    question at frame 0, where it leaks what will be asked; a later response overwrites an earlier one (here replies of one turn
+    are joined, and STANDBY never hides a reply); fps scales only strings with a fraction (here every time is scaled);
+    and its sampling interval ⌊video fps / fps⌋ drifts (`data.video` samples by presentation time).
+
+    Args:
+        dialogue: times in seconds.
+        num_frames: F.
+        fps: sampled frames a second.
+        official: the published converter's result, for times that are whole seconds.
+    """
+    frame_of = lambda time: max(0, (int(time) if official else math.ceil(time * fps - 1e-6)) - 1)
+    queries: dict[int, str] = {}
+    for query in dialogue.queries:
+        frame = frame_of(query.time)
+        queries[frame] = query.text if official or frame not in queries else f"{queries[frame]}\n{query.text}"
+    if official and dialogue.queries:
+        queries.setdefault(0, dialogue.queries[0].text)
+
+    states = [SILENCE] * num_frames
+    replies: dict[int, str] = {}
+    for response in dialogue.responses:
+        if response.start is not None and response.end is not None:
+            frame = frame_of(response.end) + 1
+            for i in range(frame_of(response.start), min(frame, num_frames)):
+                if official or i not in replies:
+                    states[i] = STANDBY
+                if official:
+                    replies.pop(i, None)
+        else:
+            frame = frame_of(response.time)
+        if frame < num_frames:
+            joined = not official and frame in replies
+            replies[frame] = f"{replies[frame]} {response.text}" if joined else response.text
+            states[frame] = RESPONSE
+    return [
+        Turn(i / fps, (i + 1) / fps, queries.get(i), states[i], replies.get(i)) for i in range(num_frames)
+    ]  # fmt: skip
+
+
+def to_stream_format(dialogue: Dialogue, num_frames: int, fps: float = 1.0, official: bool = False) -> dict[str, Any]:
+    """Writes a dialogue in Streamo's training format: messages with one `<stream>` placeholder a turn."""
+    messages = [{"role": "system", "content": SYSTEM_PROMPT}]
+    for turn in turns_of(dialogue, num_frames, fps, official):
+        label = f"<{turn.start:g}s-{turn.end:g}s>\n<stream>"
+        messages.append({"role": "user", "content": label if turn.query is None else f"{turn.query}\n{label}"})
+        state = STATE_TOKENS[turn.state]
+        messages.append({"role": "assistant", "content": state if turn.reply is None else f"{state} {turn.reply}"})
+    record: dict[str, Any] = {"messages": messages, "videos": [dialogue.video]}
+    known = {"video_name": dialogue.video.rsplit("/", 1)[-1], "task_type": dialogue.task, "source": dialogue.source}
+    return record | {key: value for key, value in known.items() if value}
+
+
+_LABEL = re.compile(r"\n?<(\d+(?:\.\d+)?)s-(\d+(?:\.\d+)?)s>\n?$")
+
+
+def from_stream_format(record: dict[str, Any]) -> tuple[Dialogue, int]:
+    """Reads Streamo's training format, with or without time labels.
+
+    A run of `</Standby>` up to a reply becomes the reply's span; runs that end in no reply are not part of a dialogue.
+
+    Returns:
+        The dialogue and its number of frames, one a second.
+
+    Raises:
+        DialogueError: names the message that does not fit.
+    """
+    messages = record.get("messages") if isinstance(record, dict) else None
+    videos = record.get("videos") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not isinstance(videos, list) or len(videos) != 1:
+        raise DialogueError("stream format: expected 'messages' and one entry under 'videos'")
+    queries, responses = [], []
+    frame, standby = 0, None  # index of the next turn; frame at which the present run of standby began
+    for number, message in enumerate(messages):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(content, str) or role not in ("system", "user", "assistant"):
+            raise DialogueError(f"stream format: message {number}: expected a role and text, found {message!r:.80}")
+        if role == "user":
+            text = content.removesuffix("<stream>")
+            if text == content:
+                raise DialogueError(
+                    f"stream format: message {number}: expected a user turn that ends in <stream>, found {content!r:.80}"
+                )
+            text = _LABEL.sub("", text).strip()
+            if text:
+                queries.append(Query(text, frame + 1))
+        elif role == "assistant":
+            state = next((i for i, token in enumerate(STATE_TOKENS) if content.startswith(token)), None)
+            if state is None:
+                raise DialogueError(
+                    f"stream format: message {number}: expected a state token first, found {content!r:.80}"
+                )
+            if state == RESPONSE:
+                text = content.removeprefix(STATE_TOKENS[RESPONSE]).strip()
+                if text and standby is not None:
+                    responses.append(Response(text, start=standby + 1, end=frame))
+                elif text:
+                    responses.append(Response(text, time=frame + 1))
+            standby = (frame if standby is None else standby) if state == STANDBY else None
+            frame += 1
+    dialogue = Dialogue(
+        str(videos[0]),
+        tuple(queries),
+        tuple(responses),
+        str(record.get("task_type") or ""),
+        str(record.get("source") or ""),
+    )
+    return dialogue, frame

@@ -1,0 +1,326 @@
+"""`Session`: one live stream. Frames and questions in, an `Event` for every frame out.
+
+    ask(text) ─┐
+    see(frame) ┴→ chunk of tokens → one forward against the cache → probabilities of the states → silent: done
+                                                                    └ response: one-token steps until the reply ends
+
+A silent turn is exactly one forward: the decision and the turn's end are not fed at once but open the next chunk. Programs are
+compiled ahead for a few chunk lengths, so that a stream never waits for the compiler; the state is donated to each of them.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jstream.config import ModelConfig
+from jstream.data.video import Frame, letterbox
+from jstream.model import Model
+from jstream.models import cache as kv
+from jstream.models.rope import rope_positions
+from jstream.models.video_lm import VideoLM
+from jstream.protocols.streamo import RESPONSE, Turn
+from jstream.streaming.event import Event
+
+MAX_QUERY = 2000  # characters; a question is a sentence, not a document
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StreamState:
+    """What a step takes, donates and returns.
+
+    Attributes:
+        cache: everything the decoder has seen.
+        last_image: uint8 [1, S, S, 3]: the newest frame, for patches that see two.
+    """
+
+    cache: kv.Cache
+    last_image: jax.Array
+
+
+def fresh_state(config: ModelConfig, capacity: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
+    """The state before the first frame, with room for `capacity` tokens."""
+    size = config.vision.image_size
+    return StreamState(kv.empty_cache(config.decoder, 1, capacity, dtype), jnp.zeros((1, size, size, 3), jnp.uint8))
+
+
+def forward_chunk(
+    config: ModelConfig,
+    params: Any,
+    cache: kv.Cache,
+    tokens: jax.Array,
+    count: jax.Array,
+    rope: jax.Array,
+    is_frame: jax.Array | None = None,
+    frame_tokens: jax.Array | None = None,
+) -> tuple[kv.Cache, jax.Array]:
+    """One forward of a chunk against the cache.
+
+    Args:
+        tokens: int32 [1, T], padded behind `count` (int32 []) real ones.
+        rope: int32 [3, 1, T]: rotary positions.
+        is_frame, frame_tokens: bool [1, T] and [1, M, D], where the chunk holds a frame.
+
+    Returns:
+        The cache, advanced by `count`, and the logits f32 [V] behind the last real token.
+    """
+    run = functools.partial(VideoLM(config).apply, {"params": params})
+    if is_frame is None or frame_tokens is None:
+        embeds = run(tokens, method=lambda m, ids: m.decoder.embed(ids))
+    else:
+        embeds = run(tokens, is_frame, frame_tokens, method="embed_tokens")
+    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.where(slots < count, cache.length + slots, kv.EMPTY)
+    hidden, cache = run(embeds, positions, rope, None, cache, method="hidden")
+    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
+    return kv.advance(cache, count), run(last, method="logits")[0, 0]
+
+
+def step_frame(
+    config: ModelConfig,
+    state_ids: tuple[int, ...],
+    frame_id: int,
+    params: Any,
+    state: StreamState,
+    tokens: jax.Array,
+    count: jax.Array,
+    rope: jax.Array,
+    image: jax.Array,
+    first: jax.Array,
+) -> tuple[StreamState, jax.Array]:
+    """A turn up to its decision: vision tower, projector and one forward.
+
+    Args:
+        image: uint8 [1, S, S, 3].
+        first: bool []: whether it opens the stream.
+
+    Returns:
+        The next state and the probability of each state of the protocol, f32 [|S|].
+    """
+    clip = image
+    if config.vision.temporal_patch_size == 2:
+        clip = jnp.concatenate([jnp.where(first, image, state.last_image), image], axis=-1)
+    frame_tokens = VideoLM(config).apply({"params": params}, clip, method="embed_frames")
+    cache, logits = forward_chunk(
+        config, params, state.cache, tokens, count, rope, tokens == frame_id, jnp.asarray(frame_tokens)
+    )
+    return StreamState(cache, image), jax.nn.softmax(logits[jnp.asarray(state_ids)])
+
+
+def step_text(
+    config: ModelConfig,
+    params: Any,
+    state: StreamState,
+    tokens: jax.Array,
+    count: jax.Array,
+    rope: jax.Array,
+    temperature: jax.Array,
+    key: jax.Array,
+) -> tuple[StreamState, jax.Array]:
+    """Text without a frame: a long question, or a token of a reply.
+
+    Returns:
+        The next state and the token that follows, int32 []: the most probable one, or a sample at temperature > 0.
+    """
+    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope)
+    sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
+    return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
+
+
+class Session:
+    """One live stream of one model.
+
+    Args:
+        model: as `jstream.load` gives it.
+        memory: `append`: everything is kept until the cache is full, which is an error.
+        capacity: tokens the cache holds; a turn of the bundled model takes about 20.
+        fps: frames a second that `see` will be given; the labels of turns tell the model.
+        threshold: speak exactly when p(response) reaches it; None takes the most probable state.
+        temperature: of replies; 0 is greedy.
+        max_new_tokens: a reply is cut there.
+        seed: of sampled replies.
+
+    Attributes:
+        compile_seconds: spent compiling, all of it before the first frame unless a question is unusually long.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        memory: str = "append",
+        capacity: int = 4096,
+        fps: float = 1.0,
+        threshold: float | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+    ):
+        if memory != "append":
+            raise ValueError(f"memory: expected 'append', found {memory!r}")
+        if not fps > 0:
+            raise ValueError(f"fps: expected a number > 0, found {fps}")
+        self.model, self.protocol, self.fps = model, model.protocol, fps
+        self.threshold, self.max_new_tokens = threshold, max_new_tokens
+        self._capacity, self._temperature, self._seed = capacity, np.float32(temperature), seed
+        vision = model.config.vision
+        self._grid = (1, vision.tokens_per_frame) if vision.pooled_token else (vision.grid, vision.grid)
+        self._multimodal = bool(model.config.decoder.mrope_section)
+        self._programs: dict[tuple[str, int], Any] = {}
+        self.compile_seconds = 0.0
+        self.reset()
+        self._warm_up()
+
+    # --------------------------------------------------------------------------------------------------- the public face
+
+    def reset(self) -> None:
+        """Forgets the stream and starts another; nothing is compiled again."""
+        self._state = fresh_state(self.model.config, self._capacity)
+        self._pending: list[int] = list(self.protocol.prefix)  # tokens that open the next chunk
+        self._queries: list[str] = []
+        self._length = 0  # tokens in the cache, as the host counts them
+        self._rope = 0  # rotary position of the next token
+        self._turns = 0
+        self._key = jax.random.key(self._seed)
+
+    def ask(self, text: str) -> None:
+        """Says something to the model; it is heard with the next frame.
+
+        Raises:
+            ValueError: for an empty text or one of more than MAX_QUERY characters.
+        """
+        text = text.strip()
+        if not text or len(text) > MAX_QUERY:
+            raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
+        self._queries.append(text)
+
+    def see(self, frame: Frame) -> Event:
+        """Watches the next frame and decides.
+
+        Args:
+            frame: image uint8 [H, W, 3] of any size, time in seconds.
+
+        Returns:
+            The decision, with the reply if there is one.
+
+        Raises:
+            CacheFullError: the stream has outgrown `capacity`; nothing has changed.
+        """
+        begin = time.perf_counter()
+        query = "\n".join(self._queries) or None
+        turn = Turn(frame.time, frame.time + 1 / self.fps, query)
+        chunk = [*self._pending, *self.protocol.open_turn(turn)]
+        kv.require_room(self._length, self._slots_of(chunk), self._capacity)
+        image = letterbox(frame.image, self.model.config.vision.image_size)
+        probs = self._see_chunk(chunk, image)
+        self._queries.clear()
+        self._turns += 1
+
+        state, text = self.protocol.decide(probs, self.threshold), None
+        if state == RESPONSE:
+            reply = self._reply()
+            text = self.protocol.decode_reply(reply)
+        else:
+            self._pending = self.protocol.close_turn(state)
+        return Event(
+            time=frame.time,
+            state=self.protocol.states[state],
+            probs={name: float(p) for name, p in zip(self.protocol.states, probs, strict=True)},
+            text=text,
+            start=None if text is None else self.protocol.start_in(text),
+            latency=time.perf_counter() - begin,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ one turn
+
+    @functools.cached_property
+    def _buckets(self) -> tuple[int, int]:
+        """Chunk lengths that programs are compiled for: a turn without a question, and one with."""
+        silent = len(self.protocol.close_turn(0)) + len(self.protocol.open_turn(Turn(100, 101)))
+        silent = -(-silent // 8) * 8
+        return silent, silent + 40
+
+    def _slots_of(self, chunk: Sequence[int]) -> int:
+        """Cache slots a chunk touches, the padding of its last piece included."""
+        _, longest = self._buckets
+        head = max(0, len(chunk) - longest)
+        return head + -(-head // longest) * longest + longest
+
+    def _see_chunk(self, chunk: list[int], image: np.ndarray) -> np.ndarray:
+        """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces."""
+        longest = self._buckets[-1]
+        while len(chunk) > longest:
+            piece, chunk = chunk[: min(longest, len(chunk) - longest)], chunk[min(longest, len(chunk) - longest) :]
+            self._step_text(piece, longest)
+        bucket = next(size for size in self._buckets if len(chunk) <= size)
+        arguments = (*self._chunk_arguments(chunk, bucket), image[None], np.asarray(self._turns == 0))
+        self._state, probs = self._program("frame", bucket)(self.model.params, self._state, *arguments)
+        return np.asarray(probs)
+
+    def _reply(self) -> list[int]:
+        """Generates the reply of a response; leaves what closes the turn pending."""
+        token, reply = self.protocol.state_ids[RESPONSE], []
+        while True:
+            kv.require_room(self._length, 1, self._capacity)
+            token_after = int(self._step_text([token], 1))
+            if token_after == self.protocol.end_id:
+                self._pending = list(self.protocol.close)
+                return reply
+            reply.append(token_after)
+            if len(reply) == self.max_new_tokens:  # cut: its last token has not been fed yet
+                self._pending = [token_after, *self.protocol.close]
+                return reply
+            token = token_after
+
+    def _step_text(self, tokens: list[int], bucket: int) -> jax.Array:
+        self._key, key = jax.random.split(self._key) if self._temperature else (self._key, self._key)
+        arguments = (*self._chunk_arguments(tokens, bucket), self._temperature, key)
+        self._state, token = self._program("text", bucket)(self.model.params, self._state, *arguments)
+        return token
+
+    def _chunk_arguments(self, chunk: list[int], bucket: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pads a chunk, lays out its rotary positions, and counts it as fed."""
+        tokens = np.zeros((1, bucket), np.int32)
+        tokens[0, : len(chunk)] = chunk
+        rope = np.zeros((3, 1, bucket), np.int32)
+        rope[:, 0, : len(chunk)], self._rope = rope_positions(
+            tokens[0, : len(chunk)] == self.protocol.frame_id, self._grid, self._multimodal, self._rope
+        )
+        self._length += len(chunk)
+        return tokens, np.asarray(len(chunk), np.int32), rope
+
+    # ------------------------------------------------------------------------------------------------------ programs
+
+    def _warm_up(self) -> None:
+        for bucket in self._buckets:
+            self._program("frame", bucket)
+        self._program("text", 1)
+
+    def _program(self, kind: str, bucket: int) -> Any:
+        """The compiled step of a kind and chunk length; compiled once, the state donated."""
+        if (kind, bucket) not in self._programs:
+            begin = time.perf_counter()
+            config, protocol = self.model.config, self.protocol
+            abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
+            chunk = (
+                abstract((1, bucket), jnp.int32),
+                abstract((), jnp.int32),
+                abstract((3, 1, bucket), jnp.int32),
+            )
+            if kind == "frame":
+                size = config.vision.image_size
+                step = functools.partial(step_frame, config, protocol.state_ids, protocol.frame_id)
+                rest = (abstract((1, size, size, 3), jnp.uint8), abstract((), jnp.bool_))
+            else:
+                step = functools.partial(step_text, config)
+                rest = (abstract((), jnp.float32), abstract((), self._key.dtype))
+            compiled = jax.jit(step, donate_argnums=1).lower(self.model.params, self._state, *chunk, *rest).compile()
+            self._programs[kind, bucket] = compiled
+            self.compile_seconds += time.perf_counter() - begin
+        return self._programs[kind, bucket]

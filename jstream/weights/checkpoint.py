@@ -1,0 +1,152 @@
+"""Checkpoints on disk: a model that can be opened (`save_model`, `load_model`) and a training run that can go on.
+
+A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax). Restoring always goes
+through abstract arrays with shardings, so what eight devices wrote opens on one. Nothing read here can run code.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, to_dict
+from jstream.model import Model
+from jstream.models.video_lm import abstract_params
+from jstream.protocols.streamo import Streamo
+from jstream.protocols.tokenizer import Tokenizer
+
+BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "tiny"
+_LARGEST_CONFIG = 1 << 20  # bytes; a config.json is a few kilobytes
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be opened; the message is one line."""
+
+
+def abstract_on(tree: Any, sharding: jax.sharding.Sharding, dtype: jnp.dtype | None = None) -> Any:
+    """The abstract arrays of a tree of arrays or shapes, placed by a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding), tree)
+
+
+def one_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def save_model(
+    path: str | pathlib.Path, config: ModelConfig, protocol: Streamo, params: Any, dtype: jnp.dtype = jnp.bfloat16
+) -> None:
+    """Writes a model folder; it appears whole or not at all and replaces an earlier one.
+
+    Args:
+        dtype: of the stored params.
+    """
+    path = pathlib.Path(path).absolute()
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "config.json").write_text(
+        json.dumps({"model": to_dict(config), "protocol": to_dict(protocol.config)}, indent=1) + "\n"
+    )
+    protocol.tokenizer.save(partial / "tokenizer.json")
+    ocp.save(partial / "params", jax.tree.map(lambda x: x.astype(dtype), params))
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+
+
+def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float32) -> Model:
+    """Opens a model folder on the default device.
+
+    Args:
+        path: a folder that `save_model` wrote; the bundled model by default.
+        dtype: of the params in memory.
+
+    Raises:
+        CheckpointError: where something is missing, damaged, or of another shape than the config says.
+    """
+    path = pathlib.Path(path).absolute()
+    what = f"{path}: expected a jstream checkpoint (config.json, tokenizer.json, params/)"
+    if not path.is_dir():
+        raise CheckpointError(f"{what}, found {'a file' if path.exists() else 'nothing'}")
+    try:
+        text = (path / "config.json").open(encoding="utf-8").read(_LARGEST_CONFIG)
+        record = json.loads(text)
+        config = from_dict(ModelConfig, record["model"], "config.json: model")
+        protocol_config = from_dict(ProtocolConfig, record["protocol"], "config.json: protocol")
+    except OSError as error:
+        raise CheckpointError(f"{what}, found no readable config.json ({error.strerror})") from None
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: config.json does not describe a model: {error}") from None
+    protocol = Streamo(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
+    if protocol.tokenizer.vocab_size > config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {protocol.tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
+        )
+    expected = abstract_params(config)
+    try:
+        found = ocp.metadata(path / "params").metadata
+    except Exception as error:  # orbax raises many kinds for a folder that is none of its own or is damaged
+        raise CheckpointError(
+            f"{path}/params: expected an orbax checkpoint, found: {str(error).splitlines()[0]}"
+        ) from None
+    _check_shapes(path, expected, found)
+    try:
+        params = ocp.load(path / "params", abstract_on(expected, one_device(), dtype))
+    except Exception as error:
+        raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: {str(error).splitlines()[0]}") from None
+    return Model(config, params, protocol)
+
+
+def _check_shapes(path: pathlib.Path, expected: Any, found: Any) -> None:
+    named = lambda tree: {
+        jax.tree_util.keystr(key, simple=True, separator="/"): leaf.shape
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    want, have = named(expected), named(found)
+    for name in sorted(want.keys() | have.keys()):
+        if want.get(name) != have.get(name):
+            raise CheckpointError(
+                f"{path}: the checkpoint is not of this config: {name} should be {want.get(name, 'absent')}, "
+                f"is {have.get(name, 'absent')}"
+            )
+
+
+class RunCheckpoints:
+    """The checkpoints of a training run: kept by step, written in the background, committed whole.
+
+    Args:
+        folder: of the run; the checkpoints go to `folder/checkpoints`.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, keep: int):
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(folder).absolute() / "checkpoints",
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any, iterator: dict[str, Any]) -> None:
+        """Starts writing; returns once the device arrays are copied. The commit follows in the background."""
+        self._checkpointer.save_async(step, state, custom_metadata={"iterator": iterator}, force=True)
+
+    def load(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        """Restores the last committed checkpoint into the shapes of `state`; also the state of the data iterator."""
+        latest = self._checkpointer.latest
+        assert latest is not None
+        metadata = self._checkpointer.metadata(latest.step)
+        restored = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
+        return restored, metadata.custom_metadata["iterator"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpointer.close()

@@ -1,0 +1,60 @@
+"""What every test shares: JAX on the CPU unless told otherwise, the shared data, and no silent skips on CI."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
+
+import pathlib
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+SKIPPED: list[str] = []  # on CI: what was skipped and may not be
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real videos, annotations and golden values: `$JSTREAM_SHARED/data`, or beside the checkout."""
+    folder = pathlib.Path(os.environ.get("JSTREAM_SHARED") or REPOSITORY.parent / "shared") / "data"
+    if not folder.is_dir():
+        pytest.skip(f"expected the shared data at {folder}; JSTREAM_SHARED names its parent")
+    return folder
+
+
+# ---------------------------------------------------------------- on CI a skipped test is a failure, named at the end
+
+
+def _on_ci() -> bool:
+    return os.environ.get("CI", "").lower() == "true"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    expected_failure = hasattr(report, "wasxfail")
+    if report.skipped and not expected_failure and not item.get_closest_marker("may_skip"):
+        SKIPPED.append(f"{item.nodeid}: {report.longrepr[2]}")
+    return report
+
+
+def pytest_collectreport(report):
+    if report.skipped:
+        SKIPPED.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in item.iter_markers("may_skip"):
+            if not (marker.args or marker.kwargs.get("reason")):
+                raise pytest.UsageError(f'{item.nodeid}: expected may_skip("reason"), found no reason')
+
+
+def pytest_sessionfinish(session):
+    if _on_ci() and SKIPPED and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _on_ci():
+        for line in SKIPPED:
+            terminalreporter.write_line(f"SKIPPED ON CI, which counts as a failure: {line}", red=True)

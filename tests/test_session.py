@@ -1,0 +1,249 @@
+"""A live stream against the same conversation read at once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jstream.config import DecoderConfig, ModelConfig, ProtocolConfig, VisionConfig
+from jstream.data.video import Frame
+from jstream.model import Model
+from jstream.models.cache import CacheFullError
+from jstream.models.rope import rope_positions
+from jstream.models.video_lm import VideoLM, init_params, stack_frames
+from jstream.protocols.streamo import RESPONSE, STANDBY, Streamo, Turn, make_tokenizer
+from jstream.streaming import session as session_module
+from jstream.streaming.session import Session
+
+TINY_TEMPLATE = ProtocolConfig(
+    user_open="<|user|>", user_close="", assistant_open="<|assistant|>", assistant_close="<|end|>",
+    frame_open="", frame_close="", frame_token="<|frame|>",
+)  # fmt: skip
+
+
+def make_model(mrope_section=(), temporal=1, pooled=False, template=TINY_TEMPLATE, seed=0) -> Model:
+    vision = VisionConfig(
+        image_size=24, patch_size=12, stem_width=4, temporal_patch_size=temporal, width=16, num_layers=1, num_heads=2,
+        mlp_dim=16, grid=2, pooled_token=pooled,
+    )  # fmt: skip
+    tokenizer = make_tokenizer(template, ["The red circle jumps. What is it? Narrate what happens."] * 30, 600)
+    decoder = DecoderConfig(
+        vocab_size=tokenizer.vocab_size, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
+        rope_theta=1e4, tie_embeddings=True, mrope_section=mrope_section,
+    )  # fmt: skip
+    config = ModelConfig(vision, decoder)
+    params = jax.tree.map(lambda x: 3 * x, init_params(config, jax.random.key(seed)))  # sharper than a fresh model
+    return Model(config, params, Streamo(template, tokenizer, vision.tokens_per_frame))
+
+
+def frames(count: int, seed: int = 0) -> list[Frame]:
+    rng = np.random.default_rng(seed)
+    return [Frame(float(i), rng.integers(0, 256, (24, 24, 3), np.uint8)) for i in range(count)]
+
+
+class Watcher(Session):
+    """A session that remembers every token it fed, and can be told what to decide."""
+
+    def __init__(self, *args, script=None, **kwargs):
+        self.fed: list[int] = []
+        super().__init__(*args, **kwargs)
+        if script is not None:
+            decisions = iter(script)
+            self.protocol = _scripted(self.protocol, decisions)
+
+    def _chunk_arguments(self, chunk, bucket):
+        self.fed += chunk
+        return super()._chunk_arguments(chunk, bucket)
+
+
+def _scripted(protocol, decisions):
+    class Scripted(Streamo):
+        def decide(self, probs, threshold=None):
+            return next(decisions)
+
+    return Scripted(protocol.config, protocol.tokenizer, protocol.tokens_per_frame)
+
+
+SCRIPT = [0, RESPONSE, 0, STANDBY, STANDBY, RESPONSE, RESPONSE, 0]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("mrope_section", [(), (1, 1, 2)], ids=["rotary", "multimodal"])
+@pytest.mark.parametrize(
+    "temporal, pooled", [(1, False), (2, False), (1, True)], ids=["one-frame", "two-frame", "pooled"]
+)
+def test_streaming_equals_one_full_forward(mrope_section, temporal, pooled):
+    model = make_model(mrope_section, temporal, pooled)
+    watched = Watcher(model, capacity=512, max_new_tokens=5, script=SCRIPT)
+    seen, probs = frames(len(SCRIPT)), []
+    watched.ask("Narrate what happens.")
+    for index, frame in enumerate(seen):
+        if index == 3:
+            watched.ask("What is it?")
+        probs.append([*watched.see(frame).probs.values()])
+
+    tokens = np.asarray(watched.fed, np.int32)
+    is_frame = tokens == model.protocol.frame_id
+    vision = model.config.vision
+    grid = (1, vision.tokens_per_frame) if pooled else (vision.grid, vision.grid)
+    rope, _ = rope_positions(is_frame, grid, bool(mrope_section))
+    run = lambda *args, method: VideoLM(model.config).apply({"params": model.params}, *args, method=method)
+    images = jnp.asarray(np.stack([frame.image for frame in seen]))[None]
+    clips = stack_frames(images, jnp.arange(len(seen))[None] == 0, temporal)
+    frame_tokens = run(clips[0], method="embed_frames").reshape(1, -1, model.config.decoder.width)
+    embeds = run(tokens[None], is_frame[None], frame_tokens, method="embed_tokens")
+    hidden, _ = run(embeds, jnp.arange(len(tokens))[None], jnp.asarray(rope)[:, None], method="hidden")
+    logits = run(hidden, method="logits")[0]
+    decided = np.flatnonzero(tokens == model.protocol.tokenizer.special("<|assistant|>"))
+    want = jax.nn.softmax(logits[decided][:, jnp.asarray(model.protocol.state_ids)])
+    assert len(decided) == len(SCRIPT)
+    np.testing.assert_allclose(np.asarray(probs), want, atol=1e-5)
+    for at in decided[
+        np.asarray(SCRIPT) == RESPONSE
+    ]:  # greedy replies are what the whole forward predicts, token by token
+        assert tokens[at + 2] == int(jnp.argmax(logits[at + 1])) or tokens[at + 2] == model.protocol.end_id
+
+
+def test_what_a_session_feeds_is_the_rendering_of_the_dialogue_it_held():
+    model = make_model()
+    protocol = model.protocol
+    watched = Watcher(model, capacity=1024, max_new_tokens=5, script=SCRIPT)
+    turns = []
+    for index, frame in enumerate(frames(len(SCRIPT))):
+        query = {0: "Narrate what happens.", 4: "Say </Response> or <|end|>: ünïcode?"}.get(index)
+        if query:
+            watched.ask(query)
+        event = watched.see(frame)
+        turns.append((Turn(frame.time, frame.time + 1, query), SCRIPT[index], event))
+    live = watched.fed + watched._pending
+    rendered = list(protocol.prefix)
+    at = 0
+    for turn, state, _ in turns:
+        opened = protocol.open_turn(turn)
+        rendered += opened
+        reply = []
+        if state == RESPONSE:  # the reply's own tokens, read from the stream: text may be tokenised another way
+            at = len(rendered) + 1
+            while live[at] != protocol.end_id:
+                reply.append(live[at])
+                at += 1
+        rendered += protocol.close_turn(state, reply)
+    assert live == rendered
+    assert live.count(protocol.state_ids[RESPONSE]) == SCRIPT.count(RESPONSE)
+
+
+def test_a_silent_turn_is_exactly_one_forward(monkeypatch):
+    model = make_model()
+    watched = Session(model, capacity=512)
+    calls = []
+    program = watched._program
+    monkeypatch.setattr(watched, "_program", lambda kind, bucket: calls.append(kind) or program(kind, bucket))
+    watched.protocol = _scripted(watched.protocol, iter([0, STANDBY, 0]))
+    for frame in frames(3):
+        watched.see(frame)
+    assert calls == ["frame"] * 3
+
+
+def test_nothing_is_compiled_or_traced_after_the_first_frame():
+    traces = []
+    step = session_module.step_frame
+
+    def counted(*args):
+        traces.append(1)
+        return step(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_module, "step_frame", counted)
+        watched = Watcher(make_model(), capacity=1024, max_new_tokens=3, script=SCRIPT * 3)
+        before, programs = len(traces), dict(watched._programs)
+        watched.ask("Narrate what happens.")
+        for frame in frames(len(SCRIPT) * 3):
+            watched.see(frame)
+        watched.reset()
+        assert len(traces) == before == 2
+        assert watched._programs == programs
+
+
+def test_the_state_is_donated():
+    watched = Session(make_model(), capacity=512)
+    for (kind, _), program in watched._programs.items():
+        cache_bytes = sum(x.nbytes for x in jax.tree.leaves(watched._state.cache))
+        assert program.memory_analysis().alias_size_in_bytes >= cache_bytes, kind
+    before = watched._state
+    watched.see(frames(1)[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.cache.keys))
+
+
+def test_a_full_cache_is_an_error_not_an_overwrite():
+    watched = Session(make_model(), capacity=128)
+    watched.protocol = _scripted(watched.protocol, iter([0] * 100))
+    for count, frame in enumerate(frames(100)):
+        try:
+            watched.see(frame)
+        except CacheFullError as error:
+            assert "128" in str(error) and "\n" not in str(error)
+            break
+    assert 2 <= count <= 8
+    cache = watched._state.cache
+    assert int(cache.length) == watched._length <= 128
+    np.testing.assert_array_equal(np.asarray(cache.positions[0, : watched._length]), np.arange(watched._length))
+    with pytest.raises(CacheFullError):  # and again: the stream stays as it was
+        watched.see(frame)
+    assert int(watched._state.cache.length) == watched._length
+
+
+def test_a_long_question_goes_ahead_in_pieces_and_changes_nothing_else():
+    model = make_model()
+    question = "What is it? " * 40
+    whole = Watcher(model, capacity=2048, script=[0, 0])
+    assert len(model.protocol.open_turn(Turn(0, 1, question.strip()))) > 2 * whole._buckets[-1]
+    whole.ask(question)
+    first = whole.see(frames(1)[0])
+    wide = Watcher(model, capacity=2048, script=[0, 0])
+    wide.__dict__["_buckets"] = (wide._buckets[0], 1024)  # the same chunk in one piece
+    wide.ask(question)
+    np.testing.assert_allclose([*first.probs.values()], [*wide.see(frames(1)[0]).probs.values()], atol=1e-5)
+    assert whole.fed == wide.fed
+
+
+def test_events_say_what_was_decided():
+    model = make_model()
+    watched = Watcher(model, capacity=512, max_new_tokens=4, script=[0, RESPONSE])
+    silent, spoken = [watched.see(frame) for frame in frames(2)]
+    assert (silent.state, silent.text, silent.start) == ("silence", None, None)
+    assert spoken.state == "response" and spoken.text is not None
+    for event in (silent, spoken):
+        assert set(event.probs) == {"silence", "standby", "response"}
+        assert sum(event.probs.values()) == pytest.approx(1, abs=1e-5)
+        assert event.latency > 0
+
+
+def test_sampled_replies_repeat_with_their_seed():
+    def texts(seed):
+        watched = Watcher(
+            make_model(), capacity=512, max_new_tokens=8, temperature=2.0, seed=seed, script=[RESPONSE] * 3
+        )
+        return [watched.see(frame).text for frame in frames(3)]
+
+    assert texts(1) == texts(1) != texts(2)
+
+
+def test_reset_forgets_the_stream():
+    watched = Session(make_model(temporal=2), capacity=512)
+    first = [watched.see(frame) for frame in frames(3)]
+    watched.reset()
+    again = [watched.see(frame) for frame in frames(3)]
+    assert [dataclasses.replace(e, latency=0) for e in first] == [dataclasses.replace(e, latency=0) for e in again]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "x" * 2001])
+def test_a_question_must_have_a_sensible_length(text):
+    with pytest.raises(ValueError, match="1 to 2000 characters"):
+        Session(make_model(), capacity=128).ask(text)
+
+
+def test_an_unknown_memory_policy_is_refused():
+    with pytest.raises(ValueError, match="append"):
+        Session(make_model(), memory="forever")
