@@ -2,8 +2,9 @@
 
     python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
 
-A 3 M parameter Streamo model: 96 px frames, 9 tokens a frame, 1 fps. Three stages: the vision tower learns to name what it
-sees, the whole model learns on short videos, then on full length with decay. Time and results: jstream/assets/tiny/README.md.
+A 3 M parameter Streamo model: 96 px frames, 9 tokens a frame, 1 fps. Three stages: the vision tower learns to name what
+it sees, the whole model learns on short videos, then on full length with decay. Time and results:
+jstream/assets/tiny/README.md.
 """
 
 import ml_collections

@@ -5,10 +5,11 @@ from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.streaming.event import Event
 from jstream.streaming.session import Session
-from jstream.weights.checkpoint import CheckpointError
+from jstream.weights.checkpoint import BUNDLED, CheckpointError
 from jstream.weights.checkpoint import load_model as load
 
 __all__ = [
+    "BUNDLED",
     "CacheFullError",
     "CheckpointError",
     "Event",

@@ -18,9 +18,10 @@ EXPECTED = (ConfigError, DialogueError, VideoError, TokenizerError, CheckpointEr
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Parses the flags, calls `main`, and exits: 0, or 1 with one line for an error a user can mend, 2 for wrong flags."""
+    """Parses the flags, calls `main`, and exits: 0, 1 with a line for an error a user can mend, 2 for wrong flags."""
 
-    logging.set_verbosity(logging.WARNING)  # the libraries below tell every step they take at INFO
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().setLevel("CRITICAL")  # orbax and jax tell every step they take; what fails raises
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -37,6 +38,8 @@ def run(main: Callable[[], Any]) -> None:
         except EXPECTED as error:
             if os.environ.get("JSTREAM_TRACEBACK"):
                 raise
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(f"{error.filename}: {error.strerror}")
             fail(str(error))
         except KeyboardInterrupt:
             fail("interrupted", code=130)

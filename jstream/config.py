@@ -1,7 +1,7 @@
 """The shapes and choices a model, a protocol and a training run are made from, as frozen dataclasses.
 
-They are built once, at the edge: from a locked `ml_collections.ConfigDict` (`configs/*.py`) or from the `config.json` of a
-checkpoint. Everything below receives plain frozen values and reads no flags.
+They are built once, at the edge: from a locked `ml_collections.ConfigDict` (`configs/*.py`) or from the `config.json`
+of a checkpoint. Everything below receives plain frozen values and reads no flags.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ class VisionConfig:
     Attributes:
         image_size: pixels, both sides of the square frame.
         patch_size: pixels, both sides of a patch.
-        stem_width: channels of a small stem before the patches (4 px cells, then a 3 × 3 convolution); 0 is SigLIP's own
-            linear patches.
+        stem_width: channels of a small stem before the patches (4 px cells, then a 3 × 3 convolution); 0 is SigLIP's
+            own linear patches.
         temporal_patch_size: frames a patch sees: 1, or 2 for this frame and the one before it.
         grid: the patches are averaged to grid × grid tokens.
         pooled_token: whether the attention-pooled token comes first; M = grid² + pooled_token.
@@ -100,7 +100,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolConfig:
-    """The language of a turn. The strings are the base model's chat template; their special tokens are in the tokenizer.
+    """The language of a turn. The strings are the base model's chat template; their special tokens are in the
+    tokenizer.
 
     Attributes:
         name: `streamo`.

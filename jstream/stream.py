@@ -18,6 +18,7 @@ from jstream.config import ConfigError
 from jstream.data.dialogue import Query
 from jstream.data.video import Video, open_video, paced
 from jstream.model import Model
+from jstream.models.cache import CacheFullError
 from jstream.protocols.streamo import Turn
 from jstream.streaming.recording import Recording
 from jstream.streaming.session import MAX_QUERY, Session
@@ -35,7 +36,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut the
 
 _DEFAULT_QUERY = "0:Narrate what happens."
 _UNKNOWN_LENGTH = 600  # turns to hold for a stream that does not say how long it is
-_SPARE = 1.5  # a reply now and then: cache slots for every slot that silent turns take
+_SPARE = 2.0  # room for replies: cache slots for every slot that silent turns take
 
 
 def parse_query(text: str) -> Query:
@@ -49,8 +50,8 @@ def parse_query(text: str) -> Query:
     valid = re.fullmatch(r"\d+(\.\d+)?|\.\d+", seconds)
     if not valid or not 1 <= len(question) <= MAX_QUERY:
         raise ConfigError(
-            f'--query={text[:60]!r}: expected "SECONDS:QUESTION" with SECONDS ≥ 0 and a question of at most {MAX_QUERY} '
-            f'characters, as in "12:What colour is the circle now?"'
+            f'--query={text[:60]!r}: expected "SECONDS:QUESTION" with SECONDS ≥ 0 and a question of at most '
+            f'{MAX_QUERY} characters, as in "12:What colour is the circle now?"'
         )
     return Query(question, float(seconds))
 
@@ -87,10 +88,12 @@ def main() -> None:
         )
         frames = paced(video) if _REALTIME.value else video
         name = "bundled clip" if bundled else str(_VIDEO.value)
-        bar = tqdm(total=video.num_frames, unit="frame", dynamic_ncols=True, file=sys.stderr)
         say = lambda line: tqdm.write(line, file=sys.stdout)
-        with Recording(_OUT.value, waiting, title=name) as recording, bar:
-            costs, state = [], ""  # seconds a frame, its decoding included
+        with (
+            Recording(_OUT.value, waiting, title=name) as recording,
+            tqdm(total=video.num_frames, unit="frame", dynamic_ncols=True) as bar,
+        ):
+            costs, state, full = [], "", None  # seconds a frame, its decoding included
             asked = time.perf_counter()
             try:
                 for frame in frames:
@@ -110,6 +113,8 @@ def main() -> None:
                     bar.update()
             except KeyboardInterrupt:  # a live stream ends when one stops it; what was seen is kept
                 say("stopped")
+            except CacheFullError as error:
+                full = error
 
     replies = sum(event.text is not None for event in recording.events)
     print(
@@ -122,6 +127,8 @@ def main() -> None:
     if _REALTIME.value:
         print(f"{frames.dropped} late frames dropped")  # type: ignore[union-attr]
     print(f"written to {_OUT.value}: {', '.join(Recording.NAMES)}")
+    if full is not None:
+        raise full
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Trains a model: `python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny [--config.a.b=c …]`.
 
-The run lives in its folder: `checkpoints/` (goes on from the last one, to the exact next batch), `metrics.jsonl`, TensorBoard
-event files, and at the end `model/`, which `jstream.load` opens.
+The run lives in its folder: `checkpoints/` (goes on from the last one, to the exact next batch), `metrics.jsonl`,
+TensorBoard event files, and at the end `model/`, which `jstream.load` opens.
 """
 
 import json

@@ -174,9 +174,8 @@ def test_answers_and_their_updates_by_hand():
     found = metrics_of(played("tsqa", 20, queries, expected, {3: "Red.", 9: "Blue.", 10: "Left.", 15: "Green."}))
     assert found["tsqa_accuracy"] == 1 / 2 and found["tsqa_update_accuracy"] == 1 / 2
     # An answer one turn late is none; what is said in the turn of a question is no update.
-    found = metrics_of(
-        played("tsqa", 20, {3: "?", 9: "??"}, {3: "Red.", 8: "Blue.", 9: "Top."}, {4: "Red.", 9: "Blue."})
-    )
+    expected = {3: "Red.", 8: "Blue.", 9: "Top."}
+    found = metrics_of(played("tsqa", 20, {3: "Which colour?", 9: "Where?"}, expected, {4: "Red.", 9: "Blue."}))
     assert found["tsqa_accuracy"] == 0 and found["tsqa_update_accuracy"] == 0
 
 

@@ -179,7 +179,7 @@ def test_the_state_is_donated():
 def test_a_full_cache_is_an_error_not_an_overwrite():
     watched = Session(make_model(), capacity=128)
     watched.protocol = _scripted(watched.protocol, iter([0] * 100))
-    for count, frame in enumerate(frames(100)):
+    for count, frame in enumerate(frames(100)):  # noqa: B007
         try:
             watched.see(frame)
         except CacheFullError as error:

@@ -1,7 +1,6 @@
 """The Streamo protocol: dialogues to turns, turns to tokens, and the way back."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -218,14 +217,7 @@ def test_turns_are_the_same_after_a_trip_through_the_stream_format():
         before, after = strip(turns_of(dialogue, frames)), strip(turns_of(read, frames))
         assert after[: last + 1] == before[: last + 1]
         assert all(state == SILENCE for state, _, _ in after[last + 1 :])
-        assert (
-            to_stream_format(read, frames)["messages"][: 2 * last + 3]
-            == [
-                m | {"content": re.sub(r"^\s*(\S.*?)\s*(\n<\d+s-\d+s>\n<stream>|$)", r"\1\2", m["content"], flags=re.S)}
-                for m in record["messages"][: 2 * last + 3]
-            ]
-            or read.queries != dialogue.queries
-        )
+        assert from_stream_format(to_stream_format(read, frames)) == (read, frames)
 
 
 def test_spans_and_moments_survive_the_stream_format():
@@ -370,7 +362,7 @@ def test_a_turn_is_decided_right_before_its_state_token(protocol):
 def test_replies_are_learned_with_their_end_and_silence_is_not(protocol):
     for turns in all_turns():
         r = protocol.render(turns)
-        ends = np.append(r.decisions[1:], len(r.tokens) - 1)
+        ends = [*r.decisions[1:], len(r.tokens) - 1][: len(turns)]
         for turn, here, end in zip(turns, r.decisions, ends, strict=True):
             text = here + 1 + np.flatnonzero(r.kinds[here + 1 : end] == TEXT)
             if turn.state == RESPONSE:
@@ -387,7 +379,7 @@ def test_each_frame_has_its_placeholders_between_its_label_and_its_decision(prot
         r = protocol.render(turns)
         assert r.is_frame.sum() == len(turns) * protocol.tokens_per_frame
         np.testing.assert_array_equal(r.is_frame, r.tokens == protocol.frame_id)
-        runs = np.flatnonzero(r.is_frame).reshape(len(turns), -1)
+        runs = np.flatnonzero(r.is_frame).reshape(len(turns), protocol.tokens_per_frame)
         assert (np.diff(runs, axis=1) == 1).all()
         assert (runs[:, -1] < r.decisions).all()
 

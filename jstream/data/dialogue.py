@@ -1,11 +1,11 @@
 """Dialogues: what was asked and what should be said about a video, and when.
 
 A `Dialogue` is the one sample that sources, the world, training and evaluation exchange. This file holds it and the
-raw JSON schema that Streamo publishes its annotations in (repository maifoundations/Streamo, `dataset/example/raw_data.json`).
-How a dialogue becomes tokens is a protocol's business (`jstream.protocols`).
+raw JSON schema that Streamo publishes its annotations in (repository maifoundations/Streamo,
+`dataset/example/raw_data.json`). How a dialogue becomes tokens is a protocol's business (`jstream.protocols`).
 
-Times follow the raw schema everywhere in a dialogue: they are in seconds and name the *end* of a one-second turn, so that
-time 5 belongs to the turn `<4s-5s>`, which is frame 4 at one frame a second.
+Times follow the raw schema everywhere in a dialogue: they are in seconds and name the *end* of a one-second turn, so
+that time 5 belongs to the turn `<4s-5s>`, which is frame 4 at one frame a second.
 """
 
 import dataclasses

@@ -1,14 +1,15 @@
 """From dialogues to batches: rows of a fixed number of frame and token slots, packed with whole dialogues.
 
 A row is a pure function of its index, made in a worker process: the video is decoded (or the world rendered) there, the
-protocol renders the dialogue, and both are laid side by side. grain shuffles, batches, prefetches and remembers where it was.
-A batch holds, for B rows of F frame slots and T token slots:
+protocol renders the dialogue, and both are laid side by side. grain shuffles, batches, prefetches and remembers where
+it was. A batch holds, for B rows of F frame slots and T token slots:
 
     frames       uint8 [B, F, S, S, 3]      the sampled frames of the row's dialogues, one after the other
     first        bool  [B, F]               frames that open a dialogue
     decisions    int32 [B, F]               the token slot where the frame's turn is decided; −1 for an unused slot
     tokens       int32 [B, T]               rendered dialogues; is_frame bool [B, T] marks the placeholders
-    positions    int32 [B, T]               index inside the dialogue, −1 for padding; segments int32 [B, T]: which dialogue
+    positions    int32 [B, T]               index inside the dialogue, −1 for padding
+    segments     int32 [B, T]               which dialogue of the row
     labels       int32 [B, T], kinds int8   what each position predicts (`protocols.streamo.Rendering`)
     vocabulary   int32 [B, W]               ids of the words of the auxiliary labels, where the source has them:
     words        uint8 [B, F, grid², W]     what each cell of the frame shows
@@ -58,7 +59,7 @@ class Sample:
 def lay_row(
     samples: Sequence[Sample], stage: StageConfig, vocabulary: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Packs samples into one row; a dialogue with too many tokens for what is left is cut behind its last whole turn."""
+    """Packs samples into one row; a dialogue with too many tokens is cut behind its last whole turn that fits."""
     size = samples[0].frames.shape[1] if samples else 1
     row = {
         "frames": np.zeros((stage.frames, size, size, 3), np.uint8),
@@ -109,7 +110,7 @@ def lay_row(
     return row
 
 
-# ------------------------------------------------------------------------------------------------------------- the world
+# ----------------------------------------------------------------------------------------------------------- the world
 
 
 def vocabulary_ids(protocol: Streamo) -> np.ndarray:
@@ -174,18 +175,23 @@ class WorldRows:
             limits = worlds.WorldConfig(min_seconds=stage.min_seconds, max_seconds=longest)
             key = (index * stage.frames + number) * 16 + self.number
             world = worlds.make_world(self.seed, key, limits)
-            samples.append(self._dialogue(world, rng) if stage.tokens else self._clip(world, rng))
-            left -= len(samples[-1].frames)
+            sample = self._dialogue(world, rng) if stage.tokens else self._clip(world, rng)
+            if sample is not None:
+                samples.append(sample)
+                left -= len(sample.frames)
         return lay_row(samples, stage, self.vocabulary)
 
-    def _dialogue(self, world: worlds.World, rng: np.random.Generator) -> Sample:
+    def _dialogue(self, world: worlds.World, rng: np.random.Generator) -> Sample | None:
         dialogue = worlds.sample_dialogue(world, rng, self.weights)
+        if dialogue is None:  # nothing happens that could be talked about
+            return None
         rendering = self.protocol.render(turns_of(dialogue, world.duration))
         return self._sample(world, range(world.duration), rendering)
 
     def _clip(self, world: worlds.World, rng: np.random.Generator) -> Sample:
         start = int(rng.integers(0, world.duration - VISION_CLIP + 1))
-        rendering = Rendering(*[np.zeros(0, np.int32)] * 4, np.zeros(VISION_CLIP, np.int32))
+        nothing = np.zeros(0, np.int32)
+        rendering = Rendering(nothing, nothing, nothing, nothing, decisions=np.zeros(VISION_CLIP, np.int32))
         return self._sample(world, range(start, start + VISION_CLIP), rendering)
 
     def _sample(self, world: worlds.World, times: range, rendering: Rendering) -> Sample:

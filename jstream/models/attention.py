@@ -1,7 +1,7 @@
 """Grouped-query attention, the reference implementation in plain XLA.
 
-Masks go by position and segment, never by slot order. Scores and softmax are f32. Key-value heads are never repeated in memory:
-query heads are grouped by the key-value head they read.
+Masks go by position and segment, never by slot order. Scores and softmax are f32. Key-value heads are never repeated in
+memory: query heads are grouped by the key-value head they read.
 """
 
 import jax
@@ -22,7 +22,8 @@ def attend(
     Args:
         q_BTNH: queries; N is a multiple of K.
         k_BSKH, v_BSKH: keys and values.
-        mask_BTS: bool: whether query t may see key s. A row that sees nothing (padding) gives a finite, meaningless output.
+        mask_BTS: bool: whether query t may see key s. A row that sees nothing (padding) gives a finite, meaningless
+        output.
 
     Returns:
         [B, T, N, H], in the dtype of the queries.
@@ -60,8 +61,8 @@ def attend_causal(
 ) -> jax.Array:
     """Self-attention of whole packed rows: each block of queries reads only the keys up to its own end.
 
-    Within a row, tokens of a segment stand in order of position, so later blocks hold nothing a query may see: the result is
-    that of `attend` under the full mask, for half the work, and no [T, T] array is ever whole.
+    Within a row, tokens of a segment stand in order of position, so later blocks hold nothing a query may see: the
+    result is that of `attend` under the full mask, for half the work, and no [T, T] array is ever whole.
 
     Args:
         positions_BT: int32: position inside the segment, EMPTY for padding.

@@ -1,9 +1,9 @@
 """The KV cache: an explicit pytree that a step takes, donates and returns.
 
-Keys and values are tuples with one array a layer: a stacked cache that is scanned over gets copied (docs/design.md). Keys are
-stored rotated at their absolute positions. A slot holds a token only if its `position` is not `EMPTY`, and masks compare
-positions, never slots. `dynamic_update_slice` clamps silently at the end, so whoever advances a cache checks `capacity` on the
-host first (`require_room`).
+Keys and values are tuples with one array a layer: a stacked cache that is scanned over gets copied (docs/design.md).
+Keys are stored rotated at their absolute positions. A slot holds a token only if its `position` is not `EMPTY`, and
+masks compare positions, never slots. `dynamic_update_slice` clamps silently at the end, so whoever advances a cache
+checks `capacity` on the host first (`require_room`).
 """
 
 import dataclasses
@@ -56,8 +56,8 @@ def require_room(length: int, tokens: int, capacity: int) -> None:
     """Raises CacheFullError unless `tokens` more slots (padding included) fit behind `length` used ones."""
     if length + tokens > capacity:
         raise CacheFullError(
-            f"the cache holds {capacity} tokens and {length} are used: {tokens} more do not fit; open the stream with a larger "
-            f"capacity or end it here"
+            f"the cache holds {capacity} tokens and {length} are used: {tokens} more do not fit; "
+            "open the stream with a larger capacity or end it here"
         )
 
 

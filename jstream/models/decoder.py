@@ -1,7 +1,7 @@
 """The decoder: Llama 3, Qwen2.5 or a tiny model of the same build, by configuration.
 
-One forward serves training (whole packed rows, no cache) and the live stream (a few new tokens against a cache). Layers are
-unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
+One forward serves training (whole packed rows, no cache) and the live stream (a few new tokens against a cache). Layers
+are unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
 """
 
 import flax.linen as nn
@@ -86,8 +86,8 @@ class Decoder(nn.Module):
             positions_BT: int32: index in the stream (or in the segment), EMPTY for padding.
             rope_positions: int32 [3, B, T] (`rope.rope_positions`).
             segments_BT: int32: which dialogue of a packed row; needed without a cache.
-            cache: where the tokens of earlier forwards are; the T new tokens are written behind them. The caller checks the
-                room (`cache.require_room`) and advances.
+            cache: where the tokens of earlier forwards are; the T new tokens are written behind them. The caller checks
+                the room (`cache.require_room`) and advances.
 
         Returns:
             Hidden states after the final norm [B, T, D], and the cache.

@@ -1,7 +1,7 @@
 """The small modules that the vision tower and the decoder are made of.
 
-Everything is a Flax Linen module over plain dict params. Kernels are two-dimensional `[in, out]`, as in the checkpoints they
-are loaded from (transposed), so that one table of rules shards them and one optimizer rule fits them.
+Everything is a Flax Linen module over plain dict params. Kernels are two-dimensional `[in, out]`, as in the checkpoints
+they are loaded from (transposed), so that one table of rules shards them and one optimizer rule fits them.
 """
 
 import flax.linen as nn

@@ -1,7 +1,7 @@
 """The projector between vision tower and decoder: linear, GELU, linear, with biases (VideoLLM-online's connector)."""
 
-import jax
 import flax.linen as nn
+import jax
 
 from jstream.models.layers import MLP
 

@@ -1,7 +1,7 @@
 """Rotary positions: plain (Su et al., 2021) and multimodal (Qwen2-VL: time, height and width turn separate pairs).
 
-Angles and rotations are f32 whatever the model's dtype. `rope_positions` is the one rule by which tokens, text and frame tokens
-alike, get their positions; training and the live stream both call it.
+Angles and rotations are f32 whatever the model's dtype. `rope_positions` is the one rule by which tokens, text and
+frame tokens alike, get their positions; training and the live stream both call it.
 """
 
 import jax
@@ -15,7 +15,8 @@ def rotary_angles(
     """Angles of every pair of head dimensions.
 
     Args:
-        rope_positions: int32 [3, B, T]: time, height and width; all three equal for text and for plain rotary positions.
+        rope_positions: int32 [3, B, T]: time, height and width; all three equal for text and for plain rotary
+        positions.
         head_dim: H.
         theta: base of the frequencies.
         mrope_section: pairs turned by each of the three; () uses the first row for all.
@@ -31,7 +32,7 @@ def rotary_angles(
 
 
 def rotate(x_BTNH: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + H/2) of x [B, T, N, H] by angles [B, T, H/2]; the layout of the Hugging Face checkpoints."""
+    """Turns the pairs (i, i + H/2) of x [B, T, N, H] by angles [B, T, H/2], the layout of Hugging Face."""
     sin, cos = jnp.sin(angles)[:, :, None, :], jnp.cos(angles)[:, :, None, :]
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
@@ -42,11 +43,12 @@ def rope_positions(
 ) -> tuple[np.ndarray, int]:
     """Positions of a stretch of tokens, on the host.
 
-    Text advances by one. With multimodal positions a frame stands at one time, its tokens at their row and column, and what
-    follows starts one past the largest of them (Qwen2-VL, section 2.1); otherwise frame tokens advance like text.
+    Text advances by one. With multimodal positions a frame stands at one time, its tokens at their row and column, and
+    what follows starts one past the largest of them (Qwen2-VL, section 2.1); otherwise frame tokens advance like text.
 
     Args:
-        is_frame: bool [T]: whether the token is a frame token; frames come whole, one after another or with text between.
+        is_frame: bool [T]: whether the token is a frame token; frames come whole, one after another or with text
+        between.
         grid: rows and columns of frame tokens of a frame.
         multimodal: Qwen2-VL's rule.
         start: position of the first token.

@@ -1,8 +1,8 @@
-"""The SigLIP vision transformer (Zhai et al., 2023; big_vision's `models/vit.py`) and how its patches become frame tokens.
+"""The SigLIP vision transformer (Zhai et al., 2023; big_vision's `models/vit.py`) and its frame tokens.
 
-As in VideoLLM-online, a frame is the attention-pooled token (where wanted) followed by the patch tokens averaged to a small
-grid, row by row. Two choices serve models trained from scratch: convolutions before the patches, and patches that see the
-frame before as well.
+As in VideoLLM-online, a frame is the attention-pooled token (where wanted) followed by the patch tokens averaged to a
+small grid, row by row. Two choices serve models trained from scratch: convolutions before the patches, and patches that
+see the frame before as well.
 """
 
 import flax.linen as nn
@@ -61,7 +61,7 @@ STEM_CELL = 4  # pixels
 
 
 def _cells(x: jax.Array, size: int) -> jax.Array:
-    """Gathers size × size neighbours into channels: a convolution that does not overlap is a matrix product of these."""
+    """Gathers size × size neighbours into channels: a convolution without overlap is a product of these."""
     return rearrange(x, "n (h p) (w q) c -> n h w (p q c)", p=size, q=size)
 
 

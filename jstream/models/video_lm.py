@@ -1,8 +1,11 @@
 """The video language model: vision tower, projector and decoder joined, as pure functions of params.
 
-A frame's tokens take the places of the placeholder tokens that the protocol rendered for it. Training calls `embed_frames`,
-`embed_tokens` and the decoder over packed rows; the live stream calls the same three over one chunk and a cache.
+A frame's tokens take the places of the placeholder tokens that the protocol rendered for it. Training calls
+`embed_frames`, `embed_tokens` and the decoder over packed rows; the live stream calls the same three over one chunk and
+a cache.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,6 +29,10 @@ class VideoLM(nn.Module):
     def embed_frames(self, images: jax.Array) -> jax.Array:
         """uint8 [N, H, W, 3 · temporal_patch_size] → frame tokens [N, M, D]."""
         return self.projector(self.vision(images))
+
+    def embed_text(self, tokens_BT: jax.Array) -> jax.Array:
+        """int32 [B, T] → [B, T, D]."""
+        return self.decoder.embed(tokens_BT)
 
     def embed_tokens(self, tokens_BT: jax.Array, is_frame_BT: jax.Array, frame_tokens: jax.Array) -> jax.Array:
         """Embeds text and puts frame tokens in their places.
@@ -65,14 +72,19 @@ class VideoLM(nn.Module):
         return self.logits(self.hidden(embeds, positions, jnp.broadcast_to(positions, (3, *positions.shape)))[0])
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> dict:
+def run(config: ModelConfig, params: Any, *arguments: Any, method: str) -> Any:
+    """A method of `VideoLM` as a pure function of params; see there for arguments and results."""
+    return VideoLM(config).apply({"params": params}, *arguments, method=method)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh params: a nested dict of f32 arrays."""
     vision = config.vision
     images = jnp.zeros((1, vision.image_size, vision.image_size, 3 * vision.temporal_patch_size), jnp.uint8)
-    return VideoLM(config).init(key, images, jnp.zeros((1, 1), jnp.int32))["params"]
+    return dict(VideoLM(config).init(key, images, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
-def abstract_params(config: ModelConfig) -> dict:
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
     """The shapes and dtypes of the params, without making them."""
     return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 

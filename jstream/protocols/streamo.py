@@ -3,8 +3,8 @@
     system · { user: [question] <{i}s-{i+1}s> frame · assistant: </Silence> | </Standby> | </Response> reply }*
 
 ("Streaming Video Instruction Tuning", arXiv 2512.21334; formats as in the repository maifoundations/Streamo,
-`scripts/convert_streaming_video.py`.) This file alone knows that language: it renders a whole dialogue with its labels for
-training, the next chunk of a live one for streaming, and reads decisions and spans back.
+`scripts/convert_streaming_video.py`.) This file alone knows that language: it renders a whole dialogue with its labels
+for training, the next chunk of a live one for streaming, and reads decisions and spans back.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ STATES = ("silence", "standby", "response")
 STATE_TOKENS = ("</Silence>", "</Standby>", "</Response>")
 SILENCE, STANDBY, RESPONSE = range(3)
 
-# The prompt Streamo's weights are trained with (maifoundations/Streamo, `scripts/convert_streaming_video.py`); a format, verbatim.
+# The prompt Streamo's weights are trained with (maifoundations/Streamo, `scripts/convert_streaming_video.py`); a
+# format, verbatim.
 SYSTEM_PROMPT = """
 You are a helpful assistant specializing in streaming video analysis. 
 You will receive input frame by frame, each labeled with absolute time intervals 
@@ -136,8 +137,8 @@ class Streamo:
     def render(self, turns: Sequence[Turn]) -> Rendering:
         """Renders a dialogue for training.
 
-        Learned are the state of every turn, every token of a reply and the token that ends it. The end after a silent turn is
-        not: the live stream writes it itself.
+        Learned are the state of every turn, every token of a reply and the token that ends it. The end after a silent
+        turn is not: the live stream writes it itself.
         """
         tokens = list(self.prefix)
         labelled: list[tuple[int, int, int]] = []  # position, label, kind
@@ -197,20 +198,21 @@ def make_tokenizer(config: ProtocolConfig, texts: Sequence[str], vocab_size: int
     return train_tokenizer([config.system, *labels, *texts], vocab_size, special_tokens(config))
 
 
-# ------------------------------------------------------------------------------------------- dialogues to turns and back
+# ----------------------------------------------------------------------------------------- dialogues to turns and back
 
 
 def turns_of(dialogue: Dialogue, num_frames: int, fps: float = 1.0, official: bool = False) -> list[Turn]:
     """Lays a dialogue over frames.
 
-    A time t names the turn that ends at it: frame ⌈t·fps⌉ − 1. A span is STANDBY from the turn of its start to the turn of its
-    end, and the reply comes in the turn after; a reply with a time and no span comes in its turn. What lies outside the video
-    is left out.
+    A time t names the turn that ends at it: frame ⌈t·fps⌉ − 1. A span is STANDBY from the turn of its start to the turn
+    of its end, and the reply comes in the turn after; a reply with a time and no span comes in its turn. What lies
+    outside the video is left out.
 
-    The published converter has four faults, which are mended unless `official` asks for its exact output: it repeats the first
-    question at frame 0, where it leaks what will be asked; a later response overwrites an earlier one (here replies of one turn
-    are joined, and STANDBY never hides a reply); fps scales only strings with a fraction (here every time is scaled);
-    and its sampling interval ⌊video fps / fps⌋ drifts (`data.video` samples by presentation time).
+    The published converter has four faults, which are mended unless `official` asks for its exact output: it repeats
+    the first question at frame 0, where it leaks what will be asked; a later response overwrites an earlier one (here
+    replies of one turn are joined, and STANDBY never hides a reply); fps scales only strings with a fraction (here
+    every time is scaled); and its sampling interval ⌊video fps / fps⌋ drifts (`data.video` samples by presentation
+    time).
 
     Args:
         dialogue: times in seconds.
@@ -288,7 +290,8 @@ def from_stream_format(record: dict[str, Any]) -> tuple[Dialogue, int]:
             text = content.removesuffix("<stream>")
             if text == content:
                 raise DialogueError(
-                    f"stream format: message {number}: expected a user turn that ends in <stream>, found {content!r:.80}"
+                    f"stream format: message {number}: expected a user turn that ends in <stream>, "
+                    f"found {content!r:.80}"
                 )
             text = _LABEL.sub("", text).strip()
             if text:

@@ -1,6 +1,7 @@
 """The tokenizer: a thin, strict door to a Hugging Face `tokenizer.json`, and the way a small one is trained.
 
-Text that looks like a special token is only ever one where the protocol wrote it: `encode` treats what users say as plain text.
+Text that looks like a special token is only ever one where the protocol wrote it: `encode` treats what users say as
+plain text.
 """
 
 import pathlib

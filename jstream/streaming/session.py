@@ -4,8 +4,9 @@
     see(frame) ┴→ chunk of tokens → one forward against the cache → probabilities of the states → silent: done
                                                                     └ response: one-token steps until the reply ends
 
-A silent turn is exactly one forward: the decision and the turn's end are not fed at once but open the next chunk. Programs are
-compiled ahead for a few chunk lengths, so that a stream never waits for the compiler; the state is donated to each of them.
+A silent turn is exactly one forward: the decision and the turn's end are not fed at once but open the next chunk.
+Programs are compiled ahead for a few chunk lengths, so that a stream never waits for the compiler; the state is donated
+to each of them.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from jstream.data.video import Frame, letterbox
 from jstream.model import Model
 from jstream.models import cache as kv
 from jstream.models.rope import rope_positions
-from jstream.models.video_lm import VideoLM
+from jstream.models.video_lm import run
 from jstream.protocols.streamo import RESPONSE, Turn
 from jstream.streaming.event import Event
 
@@ -70,16 +71,16 @@ def forward_chunk(
     Returns:
         The cache, advanced by `count`, and the logits f32 [V] behind the last real token.
     """
-    run = functools.partial(VideoLM(config).apply, {"params": params})
+    model = functools.partial(run, config, params)
     if is_frame is None or frame_tokens is None:
-        embeds = run(tokens, method=lambda m, ids: m.decoder.embed(ids))
+        embeds = model(tokens, method="embed_text")
     else:
-        embeds = run(tokens, is_frame, frame_tokens, method="embed_tokens")
+        embeds = model(tokens, is_frame, frame_tokens, method="embed_tokens")
     slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     positions = jnp.where(slots < count, cache.length + slots, kv.EMPTY)
-    hidden, cache = run(embeds, positions, rope, None, cache, method="hidden")
+    hidden, cache = model(embeds, positions, rope, None, cache, method="hidden")
     last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
-    return kv.advance(cache, count), run(last, method="logits")[0, 0]
+    return kv.advance(cache, count), model(last, method="logits")[0, 0]
 
 
 def step_frame(
@@ -106,10 +107,8 @@ def step_frame(
     clip = image
     if config.vision.temporal_patch_size == 2:
         clip = jnp.concatenate([jnp.where(first, image, state.last_image), image], axis=-1)
-    frame_tokens = VideoLM(config).apply({"params": params}, clip, method="embed_frames")
-    cache, logits = forward_chunk(
-        config, params, state.cache, tokens, count, rope, tokens == frame_id, jnp.asarray(frame_tokens)
-    )
+    frame_tokens = run(config, params, clip, method="embed_frames")
+    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope, tokens == frame_id, frame_tokens)
     return StreamState(cache, image), jax.nn.softmax(logits[jnp.asarray(state_ids)])
 
 
@@ -177,7 +176,8 @@ class Session:
         self.reset()
         self._warm_up()
 
-    # --------------------------------------------------------------------------------------------------- the public face
+    # --------------------------------------------------------------------------------------------------- the public
+    # face
 
     def reset(self) -> None:
         """Forgets the stream and starts another; nothing is compiled again."""
@@ -231,7 +231,7 @@ class Session:
         return Event(
             time=frame.time,
             state=self.protocol.states[state],
-            probs={name: float(p) for name, p in zip(self.protocol.states, probs, strict=True)},
+            probs=dict(zip(self.protocol.states, probs, strict=True)),
             text=text,
             start=None if text is None else self.protocol.start_in(text),
             latency=time.perf_counter() - begin,
@@ -252,7 +252,7 @@ class Session:
         head = max(0, len(chunk) - longest)
         return head + -(-head // longest) * longest + longest
 
-    def _see_chunk(self, chunk: list[int], image: np.ndarray) -> np.ndarray:
+    def _see_chunk(self, chunk: list[int], image: np.ndarray) -> list[float]:
         """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces."""
         longest = self._buckets[-1]
         while len(chunk) > longest:
@@ -261,7 +261,7 @@ class Session:
         bucket = next(size for size in self._buckets if len(chunk) <= size)
         arguments = (*self._chunk_arguments(chunk, bucket), image[None], np.asarray(self._turns == 0))
         self._state, probs = self._program("frame", bucket)(self.model.params, self._state, *arguments)
-        return np.asarray(probs)
+        return np.asarray(probs).tolist()
 
     def _reply(self) -> list[int]:
         """Generates the reply of a response; leaves what closes the turn pending."""

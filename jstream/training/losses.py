@@ -1,7 +1,7 @@
 """What training minimises: cross entropy on replies, Streamo's focal loss on state tokens, and two auxiliary losses.
 
-Everything is f32 and works on flattened positions. The auxiliary losses name things in the decoder's own word embeddings, so
-that what the vision tower sees arrives as words the decoder can say; they exist in training only.
+Everything is f32 and works on flattened positions. The auxiliary losses name things in the decoder's own word
+embeddings, so that what the vision tower sees arrives as words the decoder can say; they exist in training only.
 """
 
 import jax
@@ -16,9 +16,9 @@ def state_weights(
 ) -> jax.Array:
     """Weight of the cross entropy of each state token.
 
-    Streamo's focal loss: α_k (1 − p)^γ with α_k = Σ_j n_j / (|S| n_k), n_k the count of state k in the batch (arXiv 2512.21334,
-    section 3.3). The published code (maifoundations/Streamo, `swift/plugin/loss.py`) divides by the number of *distinct states
-    present* instead of |S|. The gradient flows through p in both.
+    Streamo's focal loss: α_k (1 − p)^γ with α_k = Σ_j n_j / (|S| n_k), n_k the count of state k in the batch (arXiv
+    2512.21334, section 3.3). The published code (maifoundations/Streamo, `swift/plugin/loss.py`) divides by the number
+    of *distinct states present* instead of |S|. The gradient flows through p in both.
 
     Args:
         probability: f32 [P]: probability given to the right token.

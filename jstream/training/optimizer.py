@@ -1,7 +1,5 @@
 """The optimizer: AdamW, or Muon for matrices with AdamW for the rest, under a schedule that follows the stages."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,7 +7,7 @@ import optax
 from jstream.config import TrainConfig
 
 
-def stage_schedule(config: TrainConfig) -> Callable[[jax.Array], jax.Array]:
+def stage_schedule(config: TrainConfig) -> optax.Schedule:
     """Learning rate over all steps of all stages: linear warm-up, flat, linear decay at the end of each stage."""
     schedules, boundaries, end = [], [], 0
     for stage in config.stages:
@@ -64,4 +62,5 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    return float(stage_schedule(config)(jnp.asarray(step)))
+    """The rate at a step of the whole run."""
+    return float(stage_schedule(config)(jnp.asarray(step)))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jstream.config import ModelConfig, ObjectiveConfig
-from jstream.models.video_lm import VideoLM, init_params, stack_frames
+from jstream.models.video_lm import init_params, run, stack_frames
 from jstream.training import losses
 
 
@@ -95,23 +95,23 @@ def batch_loss(
     if not train_vision:
         frozen = jax.lax.stop_gradient(params["model"]["vision"])
         params = params | {"model": params["model"] | {"vision": frozen}}
-    run = functools.partial(VideoLM(config).apply, {"params": params["model"]})
+    model = functools.partial(run, config, params["model"])
     batch_size, num_frames = batch["first"].shape
     images = stack_frames(batch["frames"], batch["first"], config.vision.temporal_patch_size)
-    frame_tokens = run(images.reshape(-1, *images.shape[2:]), method="embed_frames")
+    frame_tokens = model(images.reshape(-1, *images.shape[2:]), method="embed_frames")
     frame_tokens = frame_tokens.reshape(batch_size, -1, config.decoder.width)
 
     loss, metrics = jnp.zeros(()), {}
     decided = jnp.zeros((batch_size, num_frames, config.decoder.width))
     if losses.needs_decoder(objective):
-        embeds = run(batch["tokens"], batch["is_frame"], frame_tokens, method="embed_tokens")
+        embeds = model(batch["tokens"], batch["is_frame"], frame_tokens, method="embed_tokens")
         rope_positions = batch.get(
             "rope_positions", jnp.broadcast_to(batch["positions"], (3, *batch["positions"].shape))
         )
-        hidden, _ = run(embeds, batch["positions"], rope_positions, batch["segments"], method="hidden")
+        hidden, _ = model(embeds, batch["positions"], rope_positions, batch["segments"], method="hidden")
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         replies, metrics = losses.language_loss(
-            run(flat(hidden), method="logits"),
+            model(flat(hidden), method="logits"),
             flat(batch["labels"]),
             flat(batch["kinds"]) > 0,
             state_ids,
@@ -122,9 +122,9 @@ def batch_loss(
         decided = jnp.take_along_axis(hidden, jnp.maximum(batch["decisions"], 0)[..., None], axis=1)
 
     if objective.words or objective.happenings:
-        embeddings = run(batch["vocabulary"][0], method=lambda m, ids: m.decoder.embed(ids))
-        shown, happening = AuxiliaryHeads(config.decoder.width).apply(
-            {"params": params["auxiliary"]},
+        embeddings = model(batch["vocabulary"][0], method="embed_text")
+        heads: Any = functools.partial(AuxiliaryHeads(config.decoder.width).apply, {"params": params["auxiliary"]})
+        shown, happening = heads(
             frame_tokens.reshape(batch_size, num_frames, -1, config.decoder.width),
             decided,
             embeddings,
@@ -162,9 +162,10 @@ def train_step(
     gradients, metrics = jax.grad(batch_loss, has_aux=True)(
         state.params, batch, config, objective, state_ids, train_vision
     )
+    updates: Any
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     if not train_vision:  # momentum and weight decay would move it without a gradient
         still = jax.tree.map(jnp.zeros_like, updates["model"]["vision"])
         updates = updates | {"model": updates["model"] | {"vision": still}}
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics

@@ -1,7 +1,7 @@
 """Checkpoints on disk: a model that can be opened (`save_model`, `load_model`) and a training run that can go on.
 
-A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax). Restoring always goes
-through abstract arrays with shardings, so what eight devices wrote opens on one. Nothing read here can run code.
+A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax). Restoring always
+goes through abstract arrays with shardings, so what eight devices wrote opens on one. Nothing read here can run code.
 """
 
 import json
@@ -52,7 +52,7 @@ def save_model(
         json.dumps({"model": to_dict(config), "protocol": to_dict(protocol.config)}, indent=1) + "\n"
     )
     protocol.tokenizer.save(partial / "tokenizer.json")
-    ocp.save(partial / "params", jax.tree.map(lambda x: x.astype(dtype), params))
+    ocp.save(str(partial / "params"), jax.tree.map(lambda x: x.astype(dtype), params))
     if path.exists():
         shutil.rmtree(path)
     partial.rename(path)
@@ -88,14 +88,16 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
         )
     expected = abstract_params(config)
     try:
-        found = ocp.metadata(path / "params").metadata
+        found = ocp.metadata(str(path / "params")).metadata
     except Exception as error:  # orbax raises many kinds for a folder that is none of its own or is damaged
         raise CheckpointError(
             f"{path}/params: expected an orbax checkpoint, found: {str(error).splitlines()[0]}"
         ) from None
+    if found is None:
+        raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: its metadata cannot be read")
     _check_shapes(path, expected, found)
     try:
-        params = ocp.load(path / "params", abstract_on(expected, one_device(), dtype))
+        params = ocp.load(str(path / "params"), abstract_on(expected, one_device(), dtype))
     except Exception as error:
         raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: {str(error).splitlines()[0]}") from None
     return Model(config, params, protocol)
@@ -125,8 +127,8 @@ class RunCheckpoints:
 
     def __init__(self, folder: str | pathlib.Path, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).absolute() / "checkpoints",
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str(pathlib.Path(folder).absolute() / "checkpoints"),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # type: ignore[arg-type]
             cleanup_tmp_directories=True,
         )
 
@@ -143,9 +145,9 @@ class RunCheckpoints:
         """Restores the last committed checkpoint into the shapes of `state`; also the state of the data iterator."""
         latest = self._checkpointer.latest
         assert latest is not None
-        metadata = self._checkpointer.metadata(latest.step)
-        restored = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
-        return restored, metadata.custom_metadata["iterator"]
+        metadata: Any = self._checkpointer.metadata(latest.step).custom_metadata
+        restored: Any = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
+        return restored, metadata["iterator"]
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -122,7 +122,8 @@ class Renderer:
             x, y = ((p + v * time + 0.1) % 1.2 - 0.1 for p, v in zip(speck.place, speck.velocity))
             self._speck(image, (x + dx) * size, (y + dy) * size, speck)
         poses = [(world.pose(i, time), thing.kind) for i, thing in enumerate(world.objects)]
-        for pose, kind in sorted((p for p in poses if p[0] is not None), key=lambda p: p[0].layer):
+        there = [(pose, kind) for pose, kind in poses if pose is not None]
+        for pose, kind in sorted(there, key=lambda p: p[0].layer):
             self._object(image, kind, pose, (pose.x + dx) * size, (pose.y + dy) * size)
 
         amplitude, speed, phase = backdrop.lighting

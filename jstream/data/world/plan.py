@@ -188,7 +188,8 @@ class Planner:
                 if actor is partner or not lengths:
                     continue
                 part = way / far
-                point = tuple(h + part * (p - h) for h, p in zip(actor.home, partner.home))
+                (x, y), (to_x, to_y) = actor.home, partner.home
+                point = (x + part * (to_x - x), y + part * (to_y - y))
                 span = self.span(frame, lengths) if self.way_clear(actor, partner, point, frame) else None
                 if span is not None:
                     return self.record("collide", actor, span, partner, detail=partner.name, point=point)
@@ -286,8 +287,8 @@ def _backdrop(planner: Planner) -> Backdrop:
     )
     return Backdrop(
         texture=planner.pick(scene.TEXTURES),
-        dark=tuple(level - contrast + t for t in tint),
-        light=tuple(level + contrast + t for t in tint),
+        dark=(level - contrast + tint[0], level - contrast + tint[1], level - contrast + tint[2]),
+        light=(level + contrast + tint[0], level + contrast + tint[1], level + contrast + tint[2]),
         period=uniform(40, 120),
         shake=(uniform(0, 0.012), uniform(2, 5), uniform(0.5, 1.5), uniform(0, 6.28), uniform(0, 6.28)),
         lighting=(uniform(0, 0.1), uniform(0.05, 0.4), uniform(0, 6.28)),

@@ -311,7 +311,9 @@ class World:
             visible *= _part(y + radius, radius) * _part(1 - y + radius, radius)
             if pose.layer == 0:
                 hider = next(self.events[n].partner for n in reversed(thing.events) if self.events[n].begin <= time)
+                assert hider is not None  # only who hides behind a partner is drawn on layer 0
                 other = self.pose(hider, time)
+                assert other is not None  # a partner stays while it is needed
                 gap = math.hypot(pose.x - other.x, pose.y - other.y) - COVER[self.objects[hider].kind] * other.radius
                 visible *= _part(gap + radius, radius)
             if visible > 0:

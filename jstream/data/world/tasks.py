@@ -143,6 +143,8 @@ def action_caption(world: World, rng: Rng):
         return None
     events = _pick(rng, actors)
     frame = _first_frame(world, rng, events)
+    if frame is None:
+        return None
     query = Query(_pick(rng, ACTION_CAPTION).format(events[0].name), frame + 1)
     return [query], _spans(events, frame, lambda e: e.action)
 
@@ -272,21 +274,23 @@ def objects_now(world: World, rng: Rng, frame: int) -> Question | None:
 
 
 def where_now(world: World, rng: Rng, frame: int) -> Question | None:
-    options = [i for i in _only_ones(world) if _at_rest(world, i, frame) and _place(world, i)]
+    resting = [(i, _place(world, i)) for i in _only_ones(world) if _at_rest(world, i, frame)]
+    options = [(i, place) for i, place in resting if place is not None]
     if not options:
         return None
-    index = _pick(rng, options)
-    return Question(_pick(rng, WHERE_NOW).format(world.objects[index].kind), ((frame, _place(world, index)),))
+    index, place = _pick(rng, options)
+    return Question(_pick(rng, WHERE_NOW).format(world.objects[index].kind), ((frame, place),))
 
 
 def where_ago(world: World, rng: Rng, frame: int) -> Question | None:
     """Where an object rested 3 to 8 seconds ago; it may be elsewhere or gone by now."""
     ago = _between(rng, 3, 8)
-    options = [i for i in _only_ones(world) if ago <= frame and _at_rest(world, i, frame - ago) and _place(world, i)]
+    resting = [(i, _place(world, i)) for i in _only_ones(world) if ago <= frame and _at_rest(world, i, frame - ago)]
+    options = [(i, place) for i, place in resting if place is not None]
     if not options:
         return None
-    index = _pick(rng, options)
-    return Question(_pick(rng, WHERE_AGO).format(world.objects[index].kind, ago), ((frame, _place(world, index)),))
+    index, place = _pick(rng, options)
+    return Question(_pick(rng, WHERE_AGO).format(world.objects[index].kind, ago), ((frame, place),))
 
 
 CHANGING = (colour_now, colour_now, count_so_far, objects_now)

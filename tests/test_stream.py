@@ -1,0 +1,180 @@
+"""The command people try first: what it writes, and one line for everything that can be wrong."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import pytest
+import webvtt
+from absl import flags
+from absl.testing import flagsaver
+
+from jstream import command, load, stream
+from jstream.data import world
+from jstream.data.world.write import write_video
+from jstream.weights.checkpoint import BUNDLED
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the command in this process; returns the exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stream", *map(str, arguments)])
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            try:
+                command.run(stream.main)
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_video(world.make_world(41, 0, world.WorldConfig(12, 12)), path, 96, 8, 16)
+    return path
+
+
+@pytest.mark.smoke
+def test_the_bundled_model_watches_the_bundled_clip(run, tmp_path):
+    code, out, _ = run(f"--out={tmp_path / 'o'}")
+    assert code == 0
+    assert "query" in out and "response" in out
+    events = [json.loads(line) for line in (tmp_path / "o" / "events.jsonl").read_text().splitlines()]
+    assert [event["time"] for event in events] == [float(i) for i in range(len(events))]
+    assert all(sum(event["probs"].values()) == pytest.approx(1, abs=1e-4) for event in events)
+    assert all((event["text"] is not None) == (event["state"] == "response") for event in events)
+    replies = [event["text"] for event in events if event["text"]]
+    assert len(replies) >= 3
+    captions = webvtt.read(str(tmp_path / "o" / "captions.vtt"))
+    assert [caption.text for caption in captions] == replies
+    assert (tmp_path / "o" / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["captions.vtt", "events.jsonl", "timeline.png"]
+
+
+def test_queries_are_asked_at_their_time(run, clip, tmp_path):
+    code, out, _ = run(
+        f"--video={clip}", "--query=4.5:What colour is it?", "--query=Narrate: all.", f"--out={tmp_path}"
+    )
+    assert code == 0
+    asked = [line.split(maxsplit=2) for line in out.splitlines() if " query " in line]
+    assert asked == [["0.0s", "query", "Narrate: all."], ["5.0s", "query", "What colour is it?"]]
+
+
+def test_in_real_time_the_clock_is_kept(run, tmp_path, monkeypatch):
+    short = tmp_path / "short.mp4"
+    write_video(world.make_world(41, 1, world.WorldConfig(10, 10)), short, 96, 8, 16)
+    now = [0.0]
+    monkeypatch.setattr(stream, "paced", lambda video: stream_paced(video, now))
+    code, out, _ = run(f"--video={short}", "--realtime", f"--out={tmp_path / 'o'}")
+    assert code == 0 and "late frames dropped" in out
+    assert now[0] == pytest.approx(9.0)
+
+
+def stream_paced(video, now):
+    from jstream.data.video import paced
+
+    return paced(video, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+
+def other_config(tmp_path) -> pathlib.Path:
+    """The bundled checkpoint under a config.json of another width."""
+    folder = tmp_path / "other"
+    shutil.copytree(BUNDLED, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["decoder"]["mlp_dim"] += 64
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def written(tmp_path, name, content) -> pathlib.Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+BAD = {
+    "missing video": (lambda t, clip: ["--video=/no/such/video.mp4"], "no/such/video.mp4"),
+    "a directory": (lambda t, clip: [f"--video={t}"], "directory"),
+    "zero bytes": (lambda t, clip: [f"--video={written(t, 'zero.mp4', b'')}"], "zero.mp4"),
+    "a text file": (lambda t, clip: [f"--video={written(t, 'text.mp4', b'hello ' * 500)}"], "text.mp4"),
+    "a corrupt mp4": (
+        lambda t, clip: [f"--video={written(t, 'bad.mp4', clip.read_bytes()[:64] + bytes(5000))}"],
+        "bad.mp4",
+    ),
+    "missing checkpoint": (lambda t, clip: [f"--video={clip}", f"--checkpoint={t / 'none'}"], "none"),
+    "a file as checkpoint": (lambda t, clip: [f"--video={clip}", f"--checkpoint={clip}"], "a file"),
+    "checkpoint of another config": (
+        lambda t, clip: [f"--video={clip}", f"--checkpoint={other_config(t)}"],
+        "not of this config",
+    ),
+    "a query without words": (lambda t, clip: [f"--video={clip}", "--query=12:"], "--query"),
+    "a query before the start": (lambda t, clip: [f"--video={clip}", "--query=-3:Hello?"], "--query"),
+    "a query at no number": (lambda t, clip: [f"--video={clip}", "--query=1.2.3:Hello?"], "--query"),
+    "an unknown flag": (lambda t, clip: [f"--vidoe={clip}"], "vidoe"),
+    "a rate of zero": (lambda t, clip: [f"--video={clip}", "--fps=0"], "fps"),
+    "a stray word": (lambda t, clip: ["clip.mp4"], "clip.mp4"),
+    "an output folder that is a file": (lambda t, clip: [f"--video={clip}", f"--out={clip}"], "clip.mp4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(run, clip, tmp_path, name):
+    arguments, words = BAD[name]
+    out_dir = tmp_path / "out"
+    made = arguments(tmp_path, clip)
+    code, out, err = run(f"--out={out_dir}", *made)
+    assert code not in (0, None)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], err
+    assert "Traceback" not in out + err
+    assert not list(out_dir.glob("*"))
+
+
+def test_a_damaged_video_is_watched_as_far_as_it_goes_and_says_so(run, clip, tmp_path):
+    data = bytearray(clip.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1500] = bytes(1500)
+    code, out, _ = run(f"--video={written(tmp_path, 'damaged.mp4', bytes(data))}", f"--out={tmp_path / 'o'}")
+    assert code == 0
+    assert len((tmp_path / "o" / "events.jsonl").read_text().splitlines()) >= 10
+
+
+@pytest.mark.parametrize(
+    "break_it, words",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "tokenizer.json"),
+        (lambda folder: shutil.rmtree(folder / "params"), "params"),
+        (lambda folder: [p.write_bytes(b"x") for p in (folder / "params").rglob("*") if p.is_file()], "params"),
+    ],
+)
+def test_a_broken_checkpoint_is_one_line(tmp_path, break_it, words):
+    folder = tmp_path / "model"
+    shutil.copytree(BUNDLED, folder)
+    break_it(folder)
+    with pytest.raises(command.EXPECTED) as error:
+        load(folder)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_folder_round_trips_bit_for_bit(tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    from jstream.weights.checkpoint import save_model
+
+    model = load()
+    save_model(tmp_path / "copy", model.config, model.protocol, model.params, dtype=jnp.float32)
+    again = load(tmp_path / "copy")
+    assert again.config == model.config and again.protocol.config == model.protocol.config
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model.params, again.params)))
+    assert not list(tmp_path.glob("*.partial"))
