@@ -27,21 +27,21 @@ def get_config() -> ml_collections.ConfigDict:
         name="streamo", system="", user_open="<|user|>", user_close="", assistant_open="<|assistant|>",
         assistant_close="<|end|>", frame_open="", frame_close="", frame_token="<|frame|>",
     )  # fmt: skip
-    auxiliary = dict(words=0.1, happenings=0.1)
+    auxiliary = dict(words=0.1, happenings=0.5)
     config.stages = (
         dict(steps=1000, rows=4, frames=32, tokens=0, learning_rate=3e-3, objective=dict(replies=0.0, words=1.0)),
         dict(
-            steps=2000, rows=4, frames=32, tokens=704, min_seconds=10, max_seconds=30, learning_rate=2e-3,
+            steps=1600, rows=4, frames=32, tokens=704, min_seconds=10, max_seconds=30, learning_rate=2e-3,
             train_vision=False,
             objective=dict(states="focal", **auxiliary),
         ),
         dict(
-            steps=2500, rows=3, frames=48, tokens=1024, min_seconds=20, max_seconds=48, learning_rate=1e-3,
+            steps=1400, rows=3, frames=48, tokens=1024, min_seconds=20, max_seconds=48, learning_rate=1e-3,
             train_vision=False,
             objective=dict(states="focal", **auxiliary),
         ),
         dict(
-            steps=1000, rows=2, frames=128, tokens=2816, min_seconds=20, max_seconds=120, learning_rate=5e-4, decay=0.9,
+            steps=900, rows=2, frames=128, tokens=2816, min_seconds=20, max_seconds=120, learning_rate=5e-4, decay=0.9,
             objective=dict(states="ce", **auxiliary),
         ),
     )  # fmt: skip

@@ -43,6 +43,8 @@ class VisionConfig:
     pooled_token: bool = True
 
     def __post_init__(self):
+        if self.width % self.num_heads:
+            raise ConfigError(f"vision: expected width divisible by num_heads, found {self.width}, {self.num_heads}")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"vision: expected image_size divisible by patch_size, found {self.image_size}, {self.patch_size}"
@@ -80,10 +82,12 @@ class DecoderConfig:
     mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"decoder: expected num_heads divisible by num_kv_heads, found {self.num_heads}, {self.num_kv_heads}"
             )
+        if self.head_dim % 2:
+            raise ConfigError(f"decoder: expected an even head_dim, found {self.head_dim}")
         if self.mrope_section and 2 * sum(self.mrope_section) != self.head_dim:
             raise ConfigError(
                 f"decoder: expected mrope_section to sum to head_dim / 2, found {self.mrope_section}, {self.head_dim}"

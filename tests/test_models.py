@@ -15,7 +15,7 @@ from jstream.models.attention import attend, attend_causal, position_mask
 from jstream.models.cache import EMPTY, CacheFullError, advance, empty_cache, require_room
 from jstream.models.layers import MLP, RMSNorm, SwiGLU
 from jstream.models.siglip import Siglip, pooling_matrix
-from jstream.models.video_lm import VideoLM, abstract_params, init_params, stack_frames
+from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
 
 PLAIN = ModelConfig(
     VisionConfig(
@@ -117,11 +117,8 @@ def padded(array, length, value, axis):
 def test_streaming_equals_one_full_forward(config):
     params, stream = loud_params(config), random_stream(config, seed=1)
     embeds, expected = whole_forward(params, config, stream)
-    v, multimodal, length = (
-        config.vision,
-        bool(config.decoder.mrope_section),
-        24,
-    )  # one padded chunk length: nothing compiles twice
+    v, multimodal = config.vision, bool(config.decoder.mrope_section)
+    length = 24  # one padded chunk length: nothing compiles twice
     cache = empty_cache(config.decoder, batch=1, capacity=len(stream.tokens) + length)
     got, used, place, frames_seen = [], 0, 0, 0
     for chunk in stream.chunks:
@@ -274,7 +271,7 @@ def test_masks_go_by_position_and_segment_whatever_the_slot():
     np.testing.assert_array_equal(position_mask(queries, keys, *segments)[0], np.array(expected, bool))
 
 
-@pytest.mark.parametrize("block", [7, 16, 23, 256])
+@pytest.mark.parametrize("block", [9, 256])
 def test_attention_in_blocks_is_attention_under_the_full_mask(block):
     rng = np.random.default_rng(1)
     length = 23
@@ -435,10 +432,9 @@ def test_every_frame_is_stacked_behind_the_one_before_it():
     assert stack_frames(frames, first, 1) is frames
 
 
-def test_abstract_params_are_the_shapes_of_fresh_ones():
-    small = dataclasses.replace(PLAIN, decoder=dataclasses.replace(PLAIN.decoder, num_layers=1))
-    fresh, abstract = jax.jit(init_params, static_argnums=0)(small, jax.random.key(0)), abstract_params(small)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), fresh) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+def test_params_hold_what_the_config_asks_for():
+    fresh = abstract_params(PLAIN)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype(jnp.float32)}
     assert set(fresh) == {"vision", "projector", "decoder"} and "lm_head" not in fresh["decoder"]
     assert "lm_head" in abstract_params(MULTIMODAL)["decoder"]
     bias = lambda config: "bias" in abstract_params(config)["decoder"]["layers_0"]["self_attn"]["q_proj"]

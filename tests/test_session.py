@@ -34,7 +34,9 @@ def make_model(mrope_section=(), temporal=1, pooled=False, template=TINY_TEMPLAT
         rope_theta=1e4, tie_embeddings=True, mrope_section=mrope_section,
     )  # fmt: skip
     config = ModelConfig(vision, decoder)
-    params = jax.tree.map(lambda x: 3 * x, init_params(config, jax.random.key(seed)))  # sharper than a fresh model
+    params = jax.tree.map(
+        lambda x: 3 * x, jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
+    )  # sharper than a fresh model
     return Model(config, params, Streamo(template, tokenizer, vision.tokens_per_frame))
 
 

@@ -88,7 +88,7 @@ def _seconds(value: Any, what: str) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if isinstance(value, bool) or not math.isfinite(seconds) or seconds < 0:
         raise DialogueError(f"{what}: expected seconds (a number ≥ 0), found {value!r}")
@@ -147,7 +147,7 @@ def dialogue_to_raw(dialogue: Dialogue) -> dict[str, Any]:
         "video_path": dialogue.video,
         "task_type": dialogue.task,
         "source": dialogue.source,
-        "question": [{"content": q.text, "time": f"{q.time:g}"} for q in dialogue.queries],
+        "question": [{"content": q.text, "time": f"{q.time:.12g}"} for q in dialogue.queries],
         "response": [
             {"content": r.text, "st_time": blank(r.start), "end_time": blank(r.end), "time": blank(r.time)}
             for r in dialogue.responses
@@ -193,7 +193,7 @@ def write_raw(path: str | pathlib.Path, dialogues: Iterable[Dialogue]) -> None:
     path = pathlib.Path(path)
     records = [dialogue_to_raw(dialogue) for dialogue in dialogues]
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
         if path.suffix == ".jsonl":
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         else:

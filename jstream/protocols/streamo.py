@@ -88,6 +88,11 @@ class Rendering:
     decisions: np.ndarray
 
 
+def label_of(turn: Turn) -> str:
+    """The seconds a turn stands for, as the model reads them: `<12s-13s>`, to the millisecond where they are not whole."""
+    return f"<{round(turn.start, 3):.12g}s-{round(turn.end, 3):.12g}s>"
+
+
 class Streamo:
     """The protocol over one tokenizer and one frame geometry.
 
@@ -115,7 +120,7 @@ class Streamo:
     def open_turn(self, turn: Turn) -> list[int]:
         """Tokens from the end of the turn before up to where this turn's state is decided."""
         c, t = self.config, self.tokenizer
-        label = f"<{turn.start:g}s-{turn.end:g}s>\n"
+        label = label_of(turn) + "\n"
         return [
             *t.encode_template(c.user_open),
             *t.encode(label if turn.query is None else f"{turn.query}\n{label}"),
@@ -253,7 +258,7 @@ def to_stream_format(dialogue: Dialogue, num_frames: int, fps: float = 1.0, offi
     """Writes a dialogue in Streamo's training format: messages with one `<stream>` placeholder a turn."""
     messages = [{"role": "system", "content": SYSTEM_PROMPT}]
     for turn in turns_of(dialogue, num_frames, fps, official):
-        label = f"<{turn.start:g}s-{turn.end:g}s>\n<stream>"
+        label = f"{label_of(turn)}\n<stream>"
         messages.append({"role": "user", "content": label if turn.query is None else f"{turn.query}\n{label}"})
         state = STATE_TOKENS[turn.state]
         messages.append({"role": "assistant", "content": state if turn.reply is None else f"{state} {turn.reply}"})

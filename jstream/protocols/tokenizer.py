@@ -59,6 +59,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; what spells a special token in it is spelled out, not obeyed."""
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can carry, becomes "?"
         return [i for part in self._plain_parts(text) for i in self._inner.encode(part, add_special_tokens=False).ids]
 
     def encode_template(self, text: str) -> list[int]:

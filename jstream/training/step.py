@@ -73,7 +73,7 @@ def init_state(
     auxiliary = AuxiliaryHeads(width).init(
         auxiliary_key, jnp.zeros((1, 1, width)), jnp.zeros((1, width)), jnp.zeros((num_words, width))
     )["params"]
-    params = {"model": init_params(config, model_key), "auxiliary": auxiliary}
+    params = {"model": jax.jit(init_params, static_argnums=0)(config, model_key), "auxiliary": auxiliary}
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
