@@ -228,7 +228,14 @@ def test_a_write_that_fails_leaves_the_old_file_as_it_was(tmp_path, name):
 
     write_raw(path, [KITCHEN])
     before = path.read_bytes()
-    unwritable = Dialogue("a.mp4", (Query("half a character: \ud83e", 1.0),), ())
-    with pytest.raises(UnicodeEncodeError):
+    unwritable = Dialogue("a.mp4", (), (), duration={"not": "a number"})  # type: ignore[arg-type]
+    unwritable.duration["itself"] = unwritable.duration  # type: ignore[index]
+    with pytest.raises(ValueError, match="Circular"):
         write_raw(path, [KITCHEN, unwritable])
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_half_a_character_is_written_as_json_escapes_it(tmp_path):
+    write_raw(tmp_path / "d.jsonl", [Dialogue("a.mp4", (Query("half: \ud83e", 1.0),), ())])
+    assert [*read_raw(tmp_path / "d.jsonl")][0].queries[0].text == "half: \ud83e"

@@ -193,9 +193,12 @@ def write_raw(path: str | pathlib.Path, dialogues: Iterable[Dialogue]) -> None:
     path = pathlib.Path(path)
     records = [dialogue_to_raw(dialogue) for dialogue in dialogues]
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
-        if path.suffix == ".jsonl":
-            out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        else:
-            json.dump(records, out, ensure_ascii=False, indent=1)
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
+            if path.suffix == ".jsonl":
+                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            else:
+                json.dump(records, out, ensure_ascii=False, indent=1)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -89,7 +89,7 @@ class Rendering:
 
 
 def label_of(turn: Turn) -> str:
-    """The seconds a turn stands for, as the model reads them: `<12s-13s>`, to the millisecond where they are not whole."""
+    """The seconds a turn stands for, as the model reads them: `<12s-13s>`, or with up to three decimals."""
     return f"<{round(turn.start, 3):.12g}s-{round(turn.end, 3):.12g}s>"
 
 
