@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = dict(
         vision=dict(
             image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
-            mlp_dim=384, grid=3, pooled_token=False,
+            mlp_dim=384, grid=3, pooled_token=True,
         ),
         decoder=dict(
             vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
@@ -27,22 +27,27 @@ def get_config() -> ml_collections.ConfigDict:
         name="streamo", system="", user_open="<|user|>", user_close="", assistant_open="<|assistant|>",
         assistant_close="<|end|>", frame_open="", frame_close="", frame_token="<|frame|>",
     )  # fmt: skip
-    auxiliary = dict(words=0.1, happenings=0.5)
+    mix = (
+        ("narration", 2.0), ("event_caption", 3.0), ("action_caption", 1.0), ("forward_grounding", 2.5),
+        ("backward_grounding", 2.0), ("tsqa", 3.0), ("mixed", 1.5),
+    )  # fmt: skip
+    objective = dict(states="ce", words=0.1, happenings=0.3)
     config.stages = (
-        dict(steps=1000, rows=4, frames=32, tokens=0, learning_rate=3e-3, objective=dict(replies=0.0, words=1.0)),
         dict(
-            steps=1600, rows=4, frames=32, tokens=704, min_seconds=10, max_seconds=30, learning_rate=2e-3,
-            train_vision=False,
-            objective=dict(states="focal", **auxiliary),
+            steps=2000, rows=4, frames=30, tokens=0, learning_rate=3e-3, decay=0.25,
+            objective=dict(replies=0.0, words=1.0),
         ),
         dict(
-            steps=1400, rows=3, frames=48, tokens=1024, min_seconds=20, max_seconds=48, learning_rate=1e-3,
-            train_vision=False,
-            objective=dict(states="focal", **auxiliary),
+            steps=1400, rows=4, frames=32, tokens=736, min_seconds=10, max_seconds=30, learning_rate=2e-3,
+            train_vision=False, objective=objective,
         ),
         dict(
-            steps=900, rows=2, frames=128, tokens=2816, min_seconds=20, max_seconds=120, learning_rate=5e-4, decay=0.9,
-            objective=dict(states="ce", **auxiliary),
+            steps=1000, rows=3, frames=48, tokens=1088, min_seconds=20, max_seconds=48, learning_rate=1.5e-3,
+            train_vision=False, objective=objective, weights=mix,
+        ),
+        dict(
+            steps=600, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
+            decay=0.8, final_rate=0.02, objective=objective, weights=mix,
         ),
     )  # fmt: skip
     config.optimizer = "muon"

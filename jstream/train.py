@@ -133,6 +133,7 @@ def main() -> None:
             if iterator_state is not None and step > begin:
                 batches.set_state(iterator_state)
             state = _run_stage(config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints)
+            batches.close()
             step = end
         begin = end
     progress.close()

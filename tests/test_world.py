@@ -52,7 +52,7 @@ def test_a_world_is_the_same_every_time():
 
 def test_a_frame_is_the_same_every_time_and_in_any_order():
     world = worlds.make_world(3, 7)
-    frame = world.render(2.5, 64)
+    frame = worlds.Renderer(world, 64)(2.5)
     assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
     draw = worlds.Renderer(worlds.make_world(3, 7), 64)
     draw(9.0)
@@ -139,8 +139,9 @@ def test_sentences_say_what_happens():
 def test_things_agree_with_the_picture():
     checked = 0
     for world in MANY[:40]:
+        draw = worlds.Renderer(world, 192)
         for time in range(1, world.duration, 7):
-            things, frame = world.things(time), world.render(time, 192)
+            things, frame = world.things(time), draw(time)
             for thing in things:
                 alone = all(t is thing or math.dist((t.x, t.y), (thing.x, thing.y)) > 0.4 for t in things)
                 if thing.event is not None or thing.kind == "ring" or thing.visible < 1 or not alone:
@@ -293,6 +294,7 @@ def written(tmp_path_factory):
 def test_a_written_video_decodes_to_the_frames(written):
     out, config, _ = written
     world = worlds.make_world(4, 1, config)
+    draw = worlds.Renderer(world, 96)
     with av.open(str(out / "videos/000001.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
@@ -300,7 +302,7 @@ def test_a_written_video_decodes_to_the_frames(written):
         frames = list(container.decode(stream))
         assert len(frames) == world.duration * 8
         for frame in frames[::40]:
-            error = np.abs(frame.to_ndarray(format="rgb24").astype(int) - world.render(frame.time, 96))
+            error = np.abs(frame.to_ndarray(format="rgb24").astype(int) - draw(frame.time))
             assert error.mean() < 4
 
 

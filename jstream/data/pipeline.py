@@ -18,7 +18,10 @@ it was. A batch holds, for B rows of F frame slots and T token slots:
 
 import dataclasses
 import logging
+import os
 import pathlib
+import threading
+import time
 from collections.abc import Sequence
 
 import grain
@@ -37,7 +40,7 @@ WORDS = (
     *(verb[0].split()[0] for verb in worlds.VERBS.values()),
     *("left", "right", "top", "bottom"),
 )
-VISION_CLIP = 4  # consecutive frames of one video where the vision tower is trained alone
+VISION_CLIP = 6  # consecutive frames of one video where the vision tower is trained alone; the first is context only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,8 @@ def lay_row(
         row["frames"][frames] = sample.frames[:num_frames]
         row["first"][frame] = True
         row["decisions"][frames] = rendering.decisions[:num_frames] + token if stage.tokens else 0
+        if not stage.tokens:
+            row["decisions"][frame] = -1  # what moves shows from the second frame of a clip on
         if vocabulary is not None and sample.words is not None and sample.happenings is not None:
             row["words"][frames] = sample.words[:num_frames]
             row["happenings"][frames] = sample.happenings[:num_frames]
@@ -189,7 +194,12 @@ class WorldRows:
         return self._sample(world, range(world.duration), rendering)
 
     def _clip(self, world: worlds.World, rng: np.random.Generator) -> Sample:
-        start = int(rng.integers(0, world.duration - VISION_CLIP + 1))
+        """A few frames around an event, where there is most to name."""
+        last = world.duration - VISION_CLIP
+        start = int(rng.integers(0, last + 1))
+        if world.events:
+            event = world.events[int(rng.integers(len(world.events)))]
+            start = min(max(event.start_frame - int(rng.integers(1, VISION_CLIP)), 0), last)
         nothing = np.zeros(0, np.int32)
         rendering = Rendering(nothing, nothing, nothing, nothing, decisions=np.zeros(VISION_CLIP, np.int32))
         return self._sample(world, range(start, start + VISION_CLIP), rendering)
@@ -275,8 +285,22 @@ def batches(rows: WorldRows | VideoRows, batch: int, seed: int, workers: int) ->
         batch: B.
         seed: of the order of rows.
     """
-    dataset = grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch)
-    if workers == 0:
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    dataset = grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch).to_iter_dataset(reading)
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return iter(dataset)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Lets a worker end when the process that reads from it is gone, killed ones included."""
+    del index, count
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -24,7 +24,7 @@ from jstream.data.video import Frame, letterbox
 from jstream.model import Model
 from jstream.models import cache as kv
 from jstream.models.rope import rope_positions
-from jstream.models.video_lm import run
+from jstream.models.video_lm import abstract_params, run
 from jstream.protocols.streamo import RESPONSE, Turn
 from jstream.streaming.event import Event
 
@@ -133,6 +133,34 @@ def step_text(
     return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
 
 
+@functools.lru_cache(maxsize=64)
+def compile_step(
+    kind: str,
+    config: ModelConfig,
+    state_ids: tuple[int, ...],
+    frame_id: int,
+    capacity: int,
+    bucket: int,
+    dtype: jnp.dtype,
+) -> Any:
+    """The compiled step of a kind (`frame` or `text`) and chunk length; sessions of one shape share it.
+
+    It takes the params, the state, which is donated, and what `step_frame` or `step_text` take behind them.
+    """
+    abstract = jax.ShapeDtypeStruct
+    params = jax.tree.map(lambda x: abstract(x.shape, dtype), abstract_params(config))
+    state = jax.eval_shape(lambda: fresh_state(config, capacity))
+    chunk = (abstract((1, bucket), jnp.int32), abstract((), jnp.int32), abstract((3, 1, bucket), jnp.int32))
+    if kind == "frame":
+        size = config.vision.image_size
+        step = functools.partial(step_frame, config, state_ids, frame_id)
+        rest = (abstract((1, size, size, 3), jnp.uint8), abstract((), jnp.bool_))
+    else:
+        step = functools.partial(step_text, config)
+        rest = (abstract((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.jit(step, donate_argnums=1).lower(params, state, *chunk, *rest).compile()
+
+
 class Session:
     """One live stream of one model.
 
@@ -171,7 +199,6 @@ class Session:
         vision = model.config.vision
         self._grid = (1, vision.tokens_per_frame) if vision.pooled_token else (vision.grid, vision.grid)
         self._multimodal = bool(model.config.decoder.mrope_section)
-        self._programs: dict[tuple[str, int], Any] = {}
         self.compile_seconds = 0.0
         self.reset()
         self._warm_up()
@@ -303,24 +330,9 @@ class Session:
         self._program("text", 1)
 
     def _program(self, kind: str, bucket: int) -> Any:
-        """The compiled step of a kind and chunk length; compiled once, the state donated."""
-        if (kind, bucket) not in self._programs:
-            begin = time.perf_counter()
-            config, protocol = self.model.config, self.protocol
-            abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
-            chunk = (
-                abstract((1, bucket), jnp.int32),
-                abstract((), jnp.int32),
-                abstract((3, 1, bucket), jnp.int32),
-            )
-            if kind == "frame":
-                size = config.vision.image_size
-                step = functools.partial(step_frame, config, protocol.state_ids, protocol.frame_id)
-                rest = (abstract((1, size, size, 3), jnp.uint8), abstract((), jnp.bool_))
-            else:
-                step = functools.partial(step_text, config)
-                rest = (abstract((), jnp.float32), abstract((), self._key.dtype))
-            compiled = jax.jit(step, donate_argnums=1).lower(self.model.params, self._state, *chunk, *rest).compile()
-            self._programs[kind, bucket] = compiled
-            self.compile_seconds += time.perf_counter() - begin
-        return self._programs[kind, bucket]
+        begin = time.perf_counter()
+        dtype = jax.tree.leaves(self.model.params)[0].dtype
+        ids = (self.protocol.state_ids, self.protocol.frame_id)
+        program = compile_step(kind, self.model.config, *ids, self._capacity, bucket, dtype)
+        self.compile_seconds += time.perf_counter() - begin
+        return program

@@ -130,9 +130,11 @@ def batch_loss(
             embeddings,
         )
         valid = batch["decisions"] >= 0
-        patches = shown[..., -batch["words"].shape[2] :, :]  # the pooled token names nothing
+        targets = batch["words"]
+        if config.vision.pooled_token:  # it names the events in progress, wherever they are
+            targets = jnp.concatenate([batch["happenings"][:, :, :1], targets], axis=2)
         words, metrics["words_f1"] = losses.naming_loss(
-            patches, batch["words"], jnp.broadcast_to(valid[..., None], patches.shape[:-1])
+            shown, targets, jnp.broadcast_to(valid[..., None], shown.shape[:-1])
         )
         loss += objective.words * words
         if objective.happenings:

@@ -3,7 +3,6 @@
 A frame depends on the world, the size and the time alone: any process can draw any frame at any size, in any order.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -172,9 +171,3 @@ class Renderer:
         paint -= image[where]
         paint *= body[..., None]
         image[where] += paint
-
-
-@functools.lru_cache(maxsize=8)
-def renderer(world: World, size: int) -> Renderer:
-    """A renderer, kept for the next frames of the same world and size."""
-    return Renderer(world, size)

@@ -234,12 +234,6 @@ class World:
     def __hash__(self):
         return hash((self.seed, self.index, self.duration))
 
-    def render(self, time: float, size: int) -> np.ndarray:
-        """Draws the picture at `time` seconds, uint8 [size, size, 3] RGB; `draw.Renderer` does the same."""
-        from jstream.data.world import draw  # drawing knows the scene, not the other way round
-
-        return draw.renderer(self, size)(time)
-
     def shift(self, time: float) -> tuple[float, float]:
         """Where the camera shake has moved the picture, (dx, dy)."""
         amplitude, fast, slow, p, q = self.backdrop.shake
