@@ -2,54 +2,63 @@
 
     python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
 
-A 3 M parameter Streamo model: 96 px frames, 9 tokens a frame, 1 fps. Three stages: the vision tower learns to name what
-it sees, the whole model learns on short videos, then on full length with decay. Time and results:
-jstream/assets/tiny/README.md.
+A Streamo model of 3 M parameters: 96 px frames, 10 tokens a frame, 1 fps. Four stages: the vision tower learns to name
+what two frames show; the decoder learns on short videos, then on longer ones; at last everything learns together at
+full length while the rate falls. How long it takes and what comes out: jstream/assets/tiny/README.md.
 """
 
 import ml_collections
 
+from jstream.config import (
+    DecoderConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    ProtocolConfig,
+    StageConfig,
+    TrainConfig,
+    VisionConfig,
+    to_dict,
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.seed = 1
-    config.model = dict(
-        vision=dict(
-            image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
-            mlp_dim=384, grid=3, pooled_token=True,
-        ),
-        decoder=dict(
-            vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
-            rope_theta=10_000.0, tie_embeddings=True,
-        ),
+    vision = VisionConfig(
+        image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
+        mlp_dim=384, grid=3, pooled_token=True,
     )  # fmt: skip
-    config.protocol = dict(
-        name="streamo", system="", user_open="<|user|>", user_close="", assistant_open="<|assistant|>",
-        assistant_close="<|end|>", frame_open="", frame_close="", frame_token="<|frame|>",
+    decoder = DecoderConfig(
+        vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
+        rope_theta=10_000.0, tie_embeddings=True,
+    )  # fmt: skip
+    protocol = ProtocolConfig(
+        user_open="<|user|>", user_close="", assistant_open="<|assistant|>", assistant_close="<|end|>",
+        frame_open="", frame_close="", frame_token="<|frame|>",
     )  # fmt: skip
     mix = (
         ("narration", 2.0), ("event_caption", 3.0), ("action_caption", 1.0), ("forward_grounding", 2.5),
         ("backward_grounding", 2.0), ("tsqa", 3.0), ("mixed", 1.5),
     )  # fmt: skip
-    objective = dict(states="ce", words=0.1, happenings=0.3)
-    config.stages = (
-        dict(
-            steps=2000, rows=4, frames=30, tokens=0, learning_rate=3e-3, decay=0.25,
-            objective=dict(replies=0.0, words=1.0),
+    everything = ObjectiveConfig(states="ce", words=0.1, happenings=0.3)
+    stages = (
+        StageConfig(
+            steps=1700, rows=4, frames=30, tokens=0, learning_rate=3e-3, decay=0.25,
+            objective=ObjectiveConfig(replies=0.0, words=1.0),
         ),
-        dict(
-            steps=1400, rows=4, frames=32, tokens=736, min_seconds=10, max_seconds=30, learning_rate=2e-3,
-            train_vision=False, objective=objective,
+        StageConfig(
+            steps=1200, rows=4, frames=32, tokens=736, min_seconds=10, max_seconds=30, learning_rate=2e-3,
+            train_vision=False, objective=everything,
         ),
-        dict(
-            steps=1000, rows=3, frames=48, tokens=1088, min_seconds=20, max_seconds=48, learning_rate=1.5e-3,
-            train_vision=False, objective=objective, weights=mix,
+        StageConfig(
+            steps=800, rows=3, frames=48, tokens=1088, min_seconds=20, max_seconds=48, learning_rate=1.5e-3,
+            train_vision=False, objective=everything, weights=mix,
         ),
-        dict(
-            steps=600, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
-            decay=0.8, final_rate=0.02, objective=objective, weights=mix,
+        StageConfig(
+            steps=550, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
+            decay=0.8, final_rate=0.02, objective=everything, weights=mix,
         ),
     )  # fmt: skip
-    config.optimizer = "muon"
-    config.weight_decay = 0.02
-    return config
+    config = TrainConfig(
+        model=ModelConfig(vision, decoder), protocol=protocol, stages=stages, seed=1, optimizer="muon",
+        weight_decay=0.02,
+    )  # fmt: skip
+    return ml_collections.ConfigDict(to_dict(config))

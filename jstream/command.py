@@ -24,10 +24,15 @@ def run(main: Callable[[], Any]) -> None:
     logging.get_absl_logger().setLevel("CRITICAL")  # orbax and jax tell every step they take; what fails raises
 
     def parse(argv: list[str]) -> list[str]:
+        for argument in argv:
+            path = argument.removeprefix("--config=").partition(":")[0]
+            if argument.startswith("--config=") and not os.path.isfile(path):
+                fail(f"--config={path}: expected a configuration file, found nothing there", code=2)
         try:
             rest = flags.FLAGS(argv)
-        except (flags.Error, KeyError, AttributeError, TypeError, ValueError, FileNotFoundError) as error:
-            fail(str(error.args[0] if error.args else error), code=2)
+        except Exception as error:  # a configuration file is Python, and can fail in any way
+            what = "" if isinstance(error, flags.Error | LookupError | AttributeError) else f"{type(error).__name__}: "
+            fail(what + str(error.args[0] if error.args else error).strip("'\""), code=2)
         if len(rest) > 1:
             fail(f"expected flags only, found {rest[1]!r}", code=2)
         return rest

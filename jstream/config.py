@@ -16,6 +16,14 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line."""
 
 
+def _require_positive(config: Any, where: str, but: tuple[str, ...] = ()) -> None:
+    """Checks the whole numbers of a config: > 0, or ≥ 0 for those named in `but`."""
+    for field in dataclasses.fields(config):
+        value, least = getattr(config, field.name), 0 if field.name in but else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise ConfigError(f"{where}.{field.name}: expected a whole number ≥ {least}, found {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """A SigLIP vision transformer and how its patches become frame tokens.
@@ -43,6 +51,11 @@ class VisionConfig:
     pooled_token: bool = True
 
     def __post_init__(self):
+        _require_positive(self, "vision", but=("stem_width", "grid", "num_layers"))
+        if not self.tokens_per_frame:
+            raise ConfigError("vision: expected a grid, the pooled token or both, found neither")
+        if self.temporal_patch_size > 2:
+            raise ConfigError(f"vision: expected temporal_patch_size 1 or 2, found {self.temporal_patch_size}")
         if self.width % self.num_heads:
             raise ConfigError(f"vision: expected width divisible by num_heads, found {self.width}, {self.num_heads}")
         if self.image_size % self.patch_size:
@@ -55,6 +68,11 @@ class VisionConfig:
     @property
     def tokens_per_frame(self) -> int:
         return self.grid**2 + self.pooled_token
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of frame tokens, for multimodal rotary positions; with a pooled token they are one row."""
+        return (1, self.tokens_per_frame) if self.pooled_token else (self.grid, self.grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +100,8 @@ class DecoderConfig:
     mrope_section: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+        _require_positive(self, "decoder")
+        if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"decoder: expected num_heads divisible by num_kv_heads, found {self.num_heads}, {self.num_kv_heads}"
             )
@@ -125,6 +144,13 @@ class ProtocolConfig:
     frame_close: str = "<|vision_end|>"
     frame_token: str = "<|image_pad|>"
 
+    def __post_init__(self):
+        if self.name != "streamo":
+            raise ConfigError(f"protocol: expected the name streamo, found {self.name!r}")
+        for key in ("user_open", "assistant_open", "assistant_close", "frame_token"):
+            if not getattr(self, key):
+                raise ConfigError(f"protocol: expected some text for {key}, found none")
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
@@ -143,6 +169,21 @@ class ObjectiveConfig:
     words: float = 0.0
     happenings: float = 0.0
     replies: float = 1.0
+
+    def __post_init__(self):
+        if self.states not in ("ce", "focal", "focal_released"):
+            raise ConfigError(f"objective.states: expected ce, focal or focal_released, found {self.states!r}")
+        if min(self.gamma, self.words, self.happenings, self.replies) < 0:
+            raise ConfigError(f"objective: expected weights ≥ 0, found {self}")
+
+    @property
+    def needs_decoder(self) -> bool:
+        return self.replies > 0 or self.happenings > 0
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether the source must give the auxiliary labels, which only the world has."""
+        return self.words > 0 or self.happenings > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +215,19 @@ class StageConfig:
     train_vision: bool = True
     weights: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self):
+        _require_positive(self, "stage", but=("tokens",))
+        if self.objective.needs_decoder != bool(self.tokens):
+            raise ConfigError("stage: expected token slots exactly where replies or happenings are learned")
+        if not 10 <= self.min_seconds <= self.max_seconds:
+            raise ConfigError(
+                f"stage: expected 10 ≤ min_seconds ≤ max_seconds, found {self.min_seconds}, {self.max_seconds}"
+            )
+        if self.tokens and self.frames < self.min_seconds:
+            raise ConfigError(f"stage: expected frames ≥ min_seconds, found {self.frames} and {self.min_seconds}")
+        if not 0 <= self.decay <= 1 or not 0 <= self.final_rate <= 1 or self.learning_rate <= 0:
+            raise ConfigError("stage: expected learning_rate > 0, and decay and final_rate between 0 and 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -201,6 +255,18 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 200
     keep: int = 2
+
+    def __post_init__(self):
+        _require_positive(self, "config", but=("seed", "workers", "warmup"))
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer: expected adamw or muon, found {self.optimizer!r}")
+        if not self.stages:
+            raise ConfigError("stages: expected at least one, found none")
+        if self.dialogues and any(stage.objective.needs_names for stage in self.stages):
+            raise ConfigError(
+                "dialogues: only the world has the labels of the auxiliary losses; set words and happenings of every "
+                "stage's objective to 0, and leave out stages without tokens"
+            )
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:

@@ -34,7 +34,7 @@ def main() -> None:
     samples = world.make_samples(_SEED.value, _NUM_VIDEOS.value, _TASK.value or world.TASKS)
 
     model = load_model(_CHECKPOINT.value or BUNDLED)
-    capacity = world.capacity_for(samples, model.protocol, MAX_NEW_TOKENS)
+    capacity = world.room_for(samples, model.protocol, MAX_NEW_TOKENS)
     session = Session(model, capacity=capacity, max_new_tokens=MAX_NEW_TOKENS)
 
     about = {

@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from jstream import command
 from jstream.config import ConfigError
-from jstream.data.dialogue import Query
-from jstream.data.video import Video, open_video, paced
+from jstream.data.video import Video, VideoError, open_video, paced
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
-from jstream.protocols.streamo import Turn
+from jstream.streaming.event import Asked
 from jstream.streaming.recording import Recording
-from jstream.streaming.session import MAX_QUERY, Session
+from jstream.streaming.session import MAX_QUERY, Session, capacity_for
 from jstream.weights.checkpoint import BUNDLED, load_model
 
 _VIDEO = flags.DEFINE_string("video", "", "File or URL to watch; the bundled clip by default.")
@@ -32,14 +31,16 @@ _OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, capti
 _REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera would: late frames are dropped.")
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of replies; 0 is greedy.", lower_bound=0.0)
+_CAPACITY = flags.DEFINE_integer("capacity", None, "Tokens the cache holds; by default enough for the video.", 256)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut there.", 1, 4096)
 
 _DEFAULT_QUERY = "0:Narrate what happens."
 _UNKNOWN_LENGTH = 600  # turns to hold for a stream that does not say how long it is
-_SPARE = 2.0  # room for replies: cache slots for every slot that silent turns take
+_WORDS_A_TURN = 16  # tokens of replies to make room for; most turns are silent
+MAX_CAPACITY = 1 << 16  # tokens; what a file says of its own length is not to be trusted with all the memory
 
 
-def parse_query(text: str) -> Query:
+def parse_query(text: str) -> Asked:
     """Reads `SECONDS:QUESTION`; without seconds the question is asked at the start.
 
     Raises:
@@ -53,15 +54,14 @@ def parse_query(text: str) -> Query:
             f'--query={text[:60]!r}: expected "SECONDS:QUESTION" with SECONDS ≥ 0 and a question of at most '
             f'{MAX_QUERY} characters, as in "12:What colour is the circle now?"'
         )
-    return Query(question, float(seconds))
+    return Asked(question, float(seconds))
 
 
-def capacity_for(model: Model, video: Video) -> int:
-    """Cache slots that a whole video takes, rounded up."""
-    protocol = model.protocol
-    turn = len(protocol.close_turn(0)) + len(protocol.open_turn(Turn(100, 101)))
+def automatic_capacity(model: Model, video: Video, queries: list[Asked]) -> int:
+    """Tokens the cache is given: for the whole video and a few words a turn, within MAX_CAPACITY."""
     turns = video.num_frames or _UNKNOWN_LENGTH
-    return -(-int(_SPARE * turn * (turns + 8)) // 256) * 256
+    tokens = capacity_for(model.protocol, turns, [query.text for query in queries], _WORDS_A_TURN)
+    return min(-(-tokens // 256) * 256, MAX_CAPACITY)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     with open_video(BUNDLED / "clip.mp4" if bundled else _VIDEO.value, fps=_FPS.value) as video:
         session = Session(
             model,
-            capacity=capacity_for(model, video),
+            capacity=_CAPACITY.value or automatic_capacity(model, video, waiting),
             fps=_FPS.value,
             threshold=_THRESHOLD.value,
             temperature=_TEMPERATURE.value,
@@ -90,16 +90,17 @@ def main() -> None:
         name = "bundled clip" if bundled else str(_VIDEO.value)
         say = lambda line: tqdm.write(line, file=sys.stdout)
         with (
-            Recording(_OUT.value, waiting, title=name) as recording,
+            Recording(_OUT.value, title=name) as recording,
             tqdm(total=video.num_frames, unit="frame", dynamic_ncols=True) as bar,
         ):
-            costs, state, full = [], "", None  # seconds a frame, its decoding included
+            costs, state, failure = [], "", None  # seconds a frame, its decoding included
             asked = time.perf_counter()
             try:
                 for frame in frames:
                     while waiting and waiting[0].time <= frame.time:
                         query = waiting.pop(0)
                         session.ask(query.text)
+                        recording.queries.append(query._replace(time=frame.time))
                         say(f"{frame.time:7.1f}s  {'query':8s}  {query.text}")
                     event = session.see(frame)
                     recording.add(event)
@@ -113,8 +114,8 @@ def main() -> None:
                     bar.update()
             except KeyboardInterrupt:  # a live stream ends when one stops it; what was seen is kept
                 say("stopped")
-            except CacheFullError as error:
-                full = error
+            except (CacheFullError, VideoError) as error:  # the same where it breaks off by itself
+                failure = error
 
     replies = sum(event.text is not None for event in recording.events)
     print(
@@ -127,8 +128,8 @@ def main() -> None:
     if _REALTIME.value:
         print(f"{frames.dropped} late frames dropped")  # type: ignore[union-attr]
     print(f"written to {_OUT.value}: {', '.join(Recording.NAMES)}")
-    if full is not None:
-        raise full
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jstream import command
-from jstream.config import ConfigError, StageConfig, TrainConfig, from_dict
+from jstream.config import ConfigError, StageConfig, TrainConfig, from_dict, to_dict
 from jstream.data import pipeline, world
 from jstream.protocols.streamo import Streamo, make_tokenizer
 from jstream.protocols.tokenizer import Tokenizer
@@ -43,6 +43,24 @@ def world_texts(seed: int) -> list[str]:
                 texts += [f"{query.text}\n" for query in dialogue.queries]
                 texts += [f" {response.text}" for response in dialogue.responses]
     return texts + [f" {word}" for word in pipeline.WORDS] * 50
+
+
+def keep_config(path: pathlib.Path, config: TrainConfig) -> None:
+    """Writes down what a run is trained with, or checks that a run that goes on is trained with the same.
+
+    Raises:
+        ConfigError: names the first setting that differs; the number of workers counts, as batches depend on it.
+    """
+    text = json.dumps(to_dict(config), indent=1) + "\n"
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(text)
+        partial.replace(path)
+    elif path.read_text() != text:
+        old, new = path.read_text().splitlines(), text.splitlines()
+        differing = next((pair for pair in zip(old, new) if pair[0] != pair[1]), ("fewer lines", "more lines"))
+        before, now = (line.strip().rstrip(",") for line in differing)
+        raise ConfigError(f"{path}: the run there has {before}, not {now}; use its config or another --workdir")
 
 
 def make_rows(config: TrainConfig, number: int, protocol: Streamo) -> pipeline.WorldRows | pipeline.VideoRows:
@@ -97,6 +115,7 @@ def main() -> None:
     config: TrainConfig = from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
+    keep_config(workdir / "config.json", config)
 
     # ---------------------------------------------------------------------------------------- protocol and params
     tokenizer_path = workdir / "tokenizer.json"
@@ -112,7 +131,10 @@ def main() -> None:
     optimizer = make_optimizer(config)
     state = init_state(config.model, optimizer, jax.random.key(config.seed), len(pipeline.WORDS))
     if _INIT.value:
-        state = TrainState(state.params | {"model": load_model(_INIT.value).params}, state.opt_state, state.step)
+        model = load_model(_INIT.value)
+        if model.config != config.model:
+            raise ConfigError(f"--init={_INIT.value}: its model is of another shape than the config's")
+        state = TrainState(state.params | {"model": model.params}, state.opt_state, state.step)
 
     # ------------------------------------------------------------------------------------------------ where we are
     checkpoints = RunCheckpoints(workdir, config.keep)
@@ -132,8 +154,10 @@ def main() -> None:
             batches = pipeline.batches(rows, stage.rows, config.seed, config.workers)
             if iterator_state is not None and step > begin:
                 batches.set_state(iterator_state)
-            state = _run_stage(config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints)
-            batches.close()
+            try:
+                state = _run_stage(config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints)
+            finally:
+                batches.close()
             step = end
         begin = end
     progress.close()
@@ -170,7 +194,7 @@ def _run_stage(
         step += 1
         progress.count(batch, waited)
         if step % config.log_every == 0 or step == end:
-            progress.log(step, learning_rate(config, step), metrics)
+            progress.log(step, learning_rate(config, step - 1), metrics)
         if step % config.save_every == 0 or step == end:
             checkpoints.save(step, state, batches.get_state())
     return state

@@ -11,6 +11,7 @@ from jstream.config import (
     ConfigError,
     DecoderConfig,
     ModelConfig,
+    ObjectiveConfig,
     ProtocolConfig,
     StageConfig,
     TrainConfig,
@@ -27,8 +28,8 @@ TRAIN = TrainConfig(
     ),
     protocol=ProtocolConfig(system="Watch. 🦙\n"),
     stages=(
-        StageConfig(steps=10, rows=2, frames=4, tokens=0),
-        StageConfig(steps=5, rows=1, frames=8, tokens=64, weights=(("narration", 0.75), ("tsqa", 0.25))),
+        StageConfig(steps=10, rows=2, frames=4, tokens=0, objective=ObjectiveConfig(replies=0.0, words=1.0)),
+        StageConfig(steps=5, rows=1, frames=20, tokens=640, weights=(("narration", 0.75), ("tsqa", 0.25))),
     ),
     workers=0,
 )
@@ -52,7 +53,7 @@ def test_a_config_is_the_same_after_a_trip_through_json(config):
 
 def test_what_is_left_out_takes_its_default():
     assert from_dict(ModelConfig, {"vision": {"width": 64}}) == ModelConfig(vision=VisionConfig(width=64))
-    assert from_dict(StageConfig, {"steps": 1, "rows": 2, "frames": 3, "tokens": 4}) == StageConfig(1, 2, 3, 4)
+    assert from_dict(StageConfig, {"steps": 1, "rows": 2, "frames": 30, "tokens": 4}) == StageConfig(1, 2, 30, 4)
 
 
 def test_a_dataclass_may_stand_where_an_object_is_expected():
@@ -98,7 +99,7 @@ def test_a_value_of_another_type_is_an_error(values, where, expected):
 
 
 def test_a_wrong_value_deep_inside_is_named_with_its_path():
-    stage = {"steps": 1, "rows": 1, "frames": 1, "tokens": 1}
+    stage = {"steps": 1, "rows": 1, "frames": 20, "tokens": 1}
     train = {"model": {}, "protocol": {}, "stages": [stage, stage | {"objective": {"gamma": "2"}}]}
     assert error_of(TrainConfig, train) == "TrainConfig.stages[1].objective.gamma: expected float, found '2'"
     train["stages"] = [stage | {"weights": [["narration", 1.0], ["tsqa"]]}]

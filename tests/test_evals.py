@@ -306,7 +306,7 @@ def test_a_cache_of_the_stated_capacity_holds_every_sample():
         for turn in sample.turns:
             tokens += len(protocol.open_turn(turn)) + len(protocol.close_turn(RESPONSE, [0] * 4))
         longest = max(longest, tokens)
-    assert longest < bench.capacity_for(SAMPLES, protocol, 4) < longest + 300
+    assert longest < bench.room_for(SAMPLES, protocol, 4) < 1.3 * longest + 300
 
 
 @pytest.mark.parametrize(

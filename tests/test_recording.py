@@ -8,9 +8,8 @@ import pytest
 import webvtt
 from matplotlib import image
 
-from jstream.data.dialogue import Query
 from jstream.streaming import recording
-from jstream.streaming.event import Event
+from jstream.streaming.event import Asked, Event
 from jstream.streaming.recording import Recording, captions, timeline
 
 SILENT = {"silence": 0.9, "standby": 0.06, "response": 0.04}
@@ -43,7 +42,7 @@ def milliseconds(events: list[Event]) -> list[tuple[str, str]]:
 @pytest.mark.smoke
 def test_all_three_files_appear_when_the_stream_ends_well(tmp_path):
     events = stream(12, every=5)
-    with Recording(tmp_path / "run", [Query("What moves?", 0.0)], title="a clip") as record:
+    with Recording(tmp_path / "run", [Asked("What moves?", 0.0)], title="a clip") as record:
         for event in events:
             record.add(event)
         assert [p.name for p in (tmp_path / "run").iterdir()] == ["events.jsonl.partial"]
@@ -173,7 +172,7 @@ STREAMS = {
 @pytest.mark.filterwarnings("error")  # matplotlib warns of characters it cannot draw
 @pytest.mark.parametrize("name", STREAMS)
 def test_no_text_of_the_picture_overlaps_another_or_is_cut(name):
-    queries = [Query("What happens? " * 30, 0.0), Query("And now?", 2.0), Query("The same time.", 2.0)]
+    queries = [Asked("What happens? " * 30, 0.0), Asked("And now?", 2.0), Asked("The same time.", 2.0)]
     figure = timeline(STREAMS[name], queries, title="A title with $maths$ that is long " * 10)
     figure.canvas.draw()
     page = figure.bbox
@@ -184,7 +183,7 @@ def test_no_text_of_the_picture_overlaps_another_or_is_cut(name):
 
 
 def test_replies_and_queries_stand_in_the_picture_with_their_times():
-    words = words_of(timeline([*stream(6), said(6.0, "The kettle boils.")], [Query("When?", 2.0)], title="kitchen.mp4"))
+    words = words_of(timeline([*stream(6), said(6.0, "The kettle boils.")], [Asked("When?", 2.0)], title="kitchen.mp4"))
     assert {"kitchen.mp4", "6 s", "The kettle boils.", "2 s  asked", "When?"} <= set(words)
     assert "7 frames  ·  1 reply  ·  1 query" in words
 

@@ -142,8 +142,19 @@ def test_a_damaged_video_is_watched_as_far_as_it_goes_and_says_so(run, clip, tmp
     middle = len(data) // 2
     data[middle : middle + 1500] = bytes(1500)
     code, out, _ = run(f"--video={written(tmp_path, 'damaged.mp4', bytes(data))}", f"--out={tmp_path / 'o'}")
-    assert code == 0
+    assert code == 0 and "damaged" in out
     assert len((tmp_path / "o" / "events.jsonl").read_text().splitlines()) >= 10
+
+
+def test_what_was_seen_is_kept_when_the_cache_is_full(run, clip, tmp_path):
+    code, out, err = run(f"--video={clip}", "--capacity=256", f"--out={tmp_path}")
+    assert code == 1 and err.splitlines()[-1].startswith("error: the cache holds 256 tokens")
+    assert 4 <= len((tmp_path / "events.jsonl").read_text().splitlines()) < 12
+
+
+def test_a_stream_without_a_frame_is_no_crash(run, clip, tmp_path):
+    code, out, err = run(f"--video={clip}", "--capacity=256", f"--query={'what is it? ' * 150}", f"--out={tmp_path}")
+    assert code == 1 and "Traceback" not in err and "0 frames, 0 replies" in out
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import pytest
 
 import jstream
 from jstream import train
-from jstream.config import ObjectiveConfig, StageConfig, TrainConfig, from_dict
+from jstream.config import ConfigError, ObjectiveConfig, StageConfig, TrainConfig, from_dict
 from jstream.data import pipeline, world
 from jstream.data.dialogue import Dialogue, Query, Response, write_raw
 from jstream.data.world.write import write_video
+from jstream.models.rope import packed_rope_positions, rope_positions
 from jstream.protocols.streamo import Streamo, make_tokenizer, turns_of
 from jstream.training.optimizer import make_optimizer, stage_schedule
 from jstream.training.step import batch_loss, init_state, train_step
@@ -41,6 +42,19 @@ def protocol() -> Streamo:
 def batch(protocol):
     rows = pipeline.WorldRows(CONFIG.seed, STAGE, 1, protocol, CONFIG.model.vision)
     return next(pipeline.batches(rows, STAGE.rows, CONFIG.seed, workers=0))
+
+
+def test_multimodal_positions_of_packed_rows_are_those_of_the_live_stream(protocol):
+    stage = dataclasses.replace(STAGE, frames=32, tokens=640)
+    rows = pipeline.WorldRows(2, stage, 1, protocol, CONFIG.model.vision)
+    made = [rows._dialogue(world.make_world(2, i, world.WorldConfig(10, 12)), world.generator(i)) for i in range(2)]
+    row = pipeline.lay_row(made, stage)
+    for multimodal in (False, True):
+        packed = packed_rope_positions(row["is_frame"][None], row["positions"][None], (1, 5), multimodal)[:, 0]
+        for segment in range(2):
+            tokens = row["segments"] == segment
+            alone, _ = rope_positions(row["is_frame"][tokens], (1, 5), multimodal)
+            np.testing.assert_array_equal(packed[:, tokens], alone)
 
 
 def run_steps(batch, protocol, steps, config=CONFIG, stage=STAGE):
@@ -105,12 +119,8 @@ def test_a_dialogue_that_does_not_fit_is_cut_behind_a_whole_turn(protocol):
         assert used <= tokens
         assert row["is_frame"].sum() == turns * protocol.tokens_per_frame  # no placeholder without its frame
         assert (row["kinds"] == 2).sum() == turns
-        whole = turns == 10
-        assert (
-            used == (len(rendering.tokens) if whole else int(rendering.decisions[turns - 1]) + 1)
-            if turns
-            else used == 0
-        )
+        assert used == (rendering.ends[turns - 1] if turns else 0)
+        assert turns == 10 or rendering.ends[turns] > tokens
 
 
 def test_rows_are_the_same_however_often_they_are_made(protocol):
@@ -120,29 +130,34 @@ def test_rows_are_the_same_however_often_they_are_made(protocol):
     assert not np.array_equal(rows[0]["frames"], other["frames"])
 
 
-def test_the_iterator_goes_on_at_the_exact_next_batch(protocol):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_iterator_goes_on_at_the_exact_next_batch(protocol, workers):
     rows = pipeline.WorldRows(CONFIG.seed, STAGE, 1, protocol, CONFIG.model.vision)
-    whole = pipeline.batches(rows, 2, 0, workers=0)
+    whole = pipeline.batches(rows, 2, 0, workers)
     for _ in range(2):
         next(whole)
     saved = json.loads(json.dumps(whole.get_state()))  # what a checkpoint keeps
     want = [next(whole)["tokens"] for _ in range(3)]
-    again = pipeline.batches(rows, 2, 0, workers=0)
+    again = pipeline.batches(rows, 2, 0, workers)
     again.set_state(saved)
     for tokens in want:
         np.testing.assert_array_equal(next(again)["tokens"], tokens)
+    whole.close()
+    again.close()
 
 
 def test_real_videos_are_decoded_into_rows_and_a_missing_one_is_left_out(protocol, tmp_path, caplog):
     made = world.make_world(9, 0, world.WorldConfig(12, 12))
     write_video(made, tmp_path / "a.mp4", 48, 8, 16)
     dialogue = dataclasses.replace(world.make_dialogue(made, "narration", world.generator(1), "a.mp4"), duration=12.0)
-    write_raw(tmp_path / "d.jsonl", [dialogue, dataclasses.replace(dialogue, video="missing.mp4")])
-    stage = dataclasses.replace(STAGE, frames=24, tokens=640)
+    undated = dataclasses.replace(dialogue, duration=None)
+    missing = dataclasses.replace(dialogue, video="missing.mp4")
+    write_raw(tmp_path / "d.jsonl", [dialogue, missing, undated])
+    stage = dataclasses.replace(STAGE, frames=36, tokens=960)
     rows = pipeline.VideoRows(tmp_path / "d.jsonl", stage, protocol, CONFIG.model.vision)
     assert len(rows) == 1
     row = rows[0]
-    assert (row["decisions"] >= 0).sum() == 12
+    assert (row["decisions"] >= 0).sum() == 24 and row["first"].sum() == 2
     assert "missing.mp4" in caplog.text
     rendered = world.Renderer(made, 48)
     shown = np.stack([rendered(float(t)) for t in range(12)]).reshape(12, 24, 2, 24, 2, 3).mean((2, 4))
@@ -183,6 +198,13 @@ def finish(process) -> str:
     return out
 
 
+def test_another_config_does_not_go_on_in_the_same_folder(tmp_path):
+    train.keep_config(tmp_path / "config.json", CONFIG)
+    train.keep_config(tmp_path / "config.json", CONFIG)
+    with pytest.raises(ConfigError, match='has "seed": 3, not "seed": 4'):
+        train.keep_config(tmp_path / "config.json", dataclasses.replace(CONFIG, seed=4))
+
+
 def losses(workdir) -> dict[int, float]:
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
@@ -217,9 +239,13 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_losses(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--config.modle.vision.width=3"], "modle"),
+        (["--config.modle.vision.width=3"], "model"),
         (["--config.seed=many"], "seed"),
         (["--no_such_flag=1"], "no_such_flag"),
+        (["--config.optimizer=sgd"], "expected adamw or muon"),
+        (["--config.save_every=0"], "save_every"),
+        (["--config.model.decoder.vocab_size=300"], "vocab_size"),
+        (["--config=missing.py"], "missing.py"),
     ],
 )
 def test_a_wrong_flag_is_one_line(tmp_path, flags, words):

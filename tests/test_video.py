@@ -19,7 +19,6 @@ from jstream.data.video import Frame, VideoError, letterbox, open_video, paced
 
 SHARED = pathlib.Path(os.environ.get("JSTREAM_SHARED") or pathlib.Path(__file__).parents[2] / "shared") / "data"
 RATES = (1, 2, 0.7)
-real_videos = pytest.mark.may_skip("the videos are third-party files that do not travel with the repository")
 
 
 def _read_lines(name):
@@ -115,7 +114,6 @@ def unconverted(monkeypatch):
     return converted
 
 
-@real_videos
 @pytest.mark.parametrize("name", HEALTHY)
 def test_every_frame_comes_at_its_stated_time(name, shared_data, unconverted):
     with open_video(shared_data / name, fps=None) as frames:
@@ -126,7 +124,6 @@ def test_every_frame_comes_at_its_stated_time(name, shared_data, unconverted):
     assert frames.duration is None or frames.duration > times[-1] - 0.1
 
 
-@real_videos
 @pytest.mark.parametrize("name", HEALTHY)
 def test_ticks_show_the_newest_frame_and_no_other_is_converted(name, shared_data, unconverted):
     times = _stated_times(name)
@@ -143,7 +140,6 @@ def test_ticks_show_the_newest_frame_and_no_other_is_converted(name, shared_data
             assert frames.num_frames == len(seen)
 
 
-@real_videos
 @pytest.mark.parametrize("name", sorted(DAMAGED))
 def test_a_damaged_file_gives_its_good_frames_and_counts_the_lost_ones(name, shared_data):
     with open_video(shared_data / name, fps=None) as frames:
@@ -154,13 +150,11 @@ def test_a_damaged_file_gives_its_good_frames_and_counts_the_lost_ones(name, sha
     assert times == _times(shared_data / name, None), "decoding damage again gives the same frames"
 
 
-@real_videos
 @pytest.mark.parametrize("name", HOPELESS)
 def test_a_file_without_a_picture_is_a_one_line_error(name, shared_data):
     _one_line_error(shared_data / name, pathlib.Path(name).name)
 
 
-@real_videos
 @pytest.mark.parametrize(("angle", "quarter_turns"), [(0, 0), (90, -1), (180, 2), (270, 1)])
 def test_rotated_files_are_shown_upright(angle, quarter_turns, shared_data, monkeypatch):
     path = shared_data / f"videos/decord/video_{angle}.mov"  # four views of one keyboard
@@ -173,7 +167,6 @@ def test_rotated_files_are_shown_upright(angle, quarter_turns, shared_data, monk
     assert np.array_equal(upright, np.rot90(next(open_video(path)).image, quarter_turns))
 
 
-@real_videos
 def test_mirrored_files_are_shown_as_they_should_be(shared_data, tmp_path):
     path = shared_data / "videos/decord/video_0.mov"
     data = path.read_bytes()
@@ -184,7 +177,6 @@ def test_mirrored_files_are_shown_as_they_should_be(shared_data, tmp_path):
     assert np.array_equal(next(open_video(mirrored)).image, next(open_video(path)).image[:, ::-1])
 
 
-@real_videos
 @pytest.mark.parametrize(
     ("name", "matrix", "full"),
     [
@@ -214,7 +206,6 @@ def test_colours_follow_the_matrix_and_range_of_the_stream(name, matrix, full, s
         assert error(*other) > error(*matrix) + 1
 
 
-@real_videos
 def test_another_stream_can_be_chosen_by_its_index(shared_data):
     path = shared_data / "videos/torchcodec/nasa_13013.mp4"
     with open_video(path) as best, open_video(path, stream=0) as first:

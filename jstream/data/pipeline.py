@@ -20,6 +20,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from jstream.config import StageConfig, VisionConfig
+from jstream.config import ConfigError, StageConfig, VisionConfig
 from jstream.data import world as worlds
-from jstream.data.dialogue import Dialogue, read_raw
+from jstream.data.dialogue import Dialogue, DialogueError, read_raw
 from jstream.data.video import VideoError, letterbox, open_video
 from jstream.protocols.streamo import Rendering, Streamo, turns_of
 
@@ -40,6 +41,8 @@ WORDS = (
     *(verb[0].split()[0] for verb in worlds.VERBS.values()),
     *("left", "right", "top", "bottom"),
 )
+MOVED = 0.03  # of the frame side, about three pixels
+_OPEN_ROWS = 64  # that a dialogue may still go into: enough to fill rows well, and linear in the number of dialogues
 VISION_CLIP = 6  # consecutive frames of one video where the vision tower is trained alone; the first is context only
 
 
@@ -83,10 +86,8 @@ def lay_row(
     frame, token = 0, 0
     for segment, sample in enumerate(samples):
         rendering = sample.rendering
-        # a turn is whole up to where the next one's frame begins, at the latest at the end of the dialogue
-        ends = np.append(rendering.decisions[1:], len(rendering.tokens) - 1) + 1
-        whole = np.flatnonzero(ends <= stage.tokens - token) if stage.tokens else np.arange(len(sample.frames))
-        num_frames = min(len(sample.frames), stage.frames - frame, len(whole))
+        whole = int(np.sum(rendering.ends <= stage.tokens - token)) if stage.tokens else len(sample.frames)
+        num_frames = min(len(sample.frames), stage.frames - frame, whole)
         if not num_frames:
             break
         frames = slice(frame, frame + num_frames)
@@ -99,12 +100,7 @@ def lay_row(
             row["words"][frames] = sample.words[:num_frames]
             row["happenings"][frames] = sample.happenings[:num_frames]
         if stage.tokens:
-            # what follows the last whole turn of a cut dialogue would hold placeholders of frames that are not there
-            cut = (
-                len(rendering.tokens)
-                if num_frames == len(rendering.decisions)
-                else int(rendering.decisions[num_frames - 1]) + 1
-            )
+            cut = int(rendering.ends[num_frames - 1])
             tokens = slice(token, token + cut)
             for name in ("tokens", "is_frame", "labels", "kinds"):
                 row[name][tokens] = getattr(rendering, name)[:cut]
@@ -123,7 +119,10 @@ def vocabulary_ids(protocol: Streamo) -> np.ndarray:
     ids = [protocol.tokenizer.encode(" " + word) for word in WORDS]
     split = [word for word, tokens in zip(WORDS, ids, strict=True) if len(tokens) != 1]
     if split:
-        raise ValueError(f"auxiliary labels: expected one token a word, found more for {', '.join(split)}")
+        raise ConfigError(
+            f"auxiliary labels: expected a vocabulary with one token for each of its words, found more for "
+            f"{', '.join(split)}; train with the world's own tokenizer and a vocab_size of 600 or more"
+        )
     return np.asarray(ids, np.int32)[:, 0]
 
 
@@ -134,14 +133,10 @@ def scene_labels(world: worlds.World, frame: int, grid: int) -> tuple[np.ndarray
         if thing.visible < 0.3:
             continue
         column, row = (min(max(int(c * grid), 0), grid - 1) for c in (thing.x, thing.y))
-        said = [thing.colour, thing.kind, thing.size]
+        said = [thing.colour, thing.kind, thing.size, *_motion(world, thing, frame)]
         if thing.event is not None:
-            event = world.events[thing.event]
-            said += [
-                event.does.split()[0],
-                event.detail.split()[-1] if event.verb in ("enter", "leave", "cross") else "",
-            ]
-        words[row * grid + column, [WORDS.index(word) for word in said if word]] = 1
+            said.append(world.events[thing.event].does.split()[0])
+        words[row * grid + column, [WORDS.index(word) for word in said]] = 1
     happenings = np.zeros((2, len(WORDS)), np.uint8)
     for event in world.events:
         said = [WORDS.index(word) for word in event.sentence.rstrip(".").split() if word in WORDS]
@@ -150,6 +145,20 @@ def scene_labels(world: worlds.World, frame: int, grid: int) -> tuple[np.ndarray
         elif event.end_frame == frame:
             happenings[1, said] = 1
     return words, happenings
+
+
+def _motion(world: worlds.World, thing: worlds.Thing, frame: int) -> list[str]:
+    """Which way a thing has moved since the frame before: what two frames show, whatever the event turns out to be."""
+    before, now = world.pose(thing.object, frame - 1.0), world.pose(thing.object, float(frame))
+    if before is None or now is None:
+        return []
+    right, down = now.x - before.x, now.y - before.y
+    ways = []
+    if abs(right) > MOVED:
+        ways.append("right" if right > 0 else "left")
+    if abs(down) > MOVED:
+        ways.append("bottom" if down > 0 else "top")
+    return ways
 
 
 class WorldRows:
@@ -165,6 +174,9 @@ class WorldRows:
         self.seed, self.stage, self.number, self.protocol, self.vision = seed, stage, number, protocol, vision
         self.vocabulary = vocabulary_ids(protocol)
         self.weights = dict(stage.weights) or worlds.DEFAULT_WEIGHTS
+        unknown = self.weights.keys() - worlds.TASKS.keys()
+        if unknown or not any(weight > 0 for weight in self.weights.values()):
+            raise ConfigError(f"stage.weights: expected shares of {', '.join(worlds.TASKS)}, found {self.weights}")
 
     def __len__(self) -> int:
         return self.stage.steps * self.stage.rows
@@ -201,7 +213,8 @@ class WorldRows:
             event = world.events[int(rng.integers(len(world.events)))]
             start = min(max(event.start_frame - int(rng.integers(1, VISION_CLIP)), 0), last)
         nothing = np.zeros(0, np.int32)
-        rendering = Rendering(nothing, nothing, nothing, nothing, decisions=np.zeros(VISION_CLIP, np.int32))
+        zeros = np.zeros(VISION_CLIP, np.int32)
+        rendering = Rendering(nothing, nothing, nothing, nothing, decisions=zeros, ends=zeros)
         return self._sample(world, range(start, start + VISION_CLIP), rendering)
 
     def _sample(self, world: worlds.World, times: range, rendering: Rendering) -> Sample:
@@ -217,11 +230,13 @@ class WorldRows:
 class VideoRows:
     """Rows of dialogues over video files; a row is filled with whole dialogues, the longest first.
 
+    A video that cannot be read is left out with a warning that names it.
+
     Args:
         path: a raw-schema file; relative video paths start at its folder.
 
     Raises:
-        DialogueError: where the file cannot be read, or a dialogue has no duration.
+        DialogueError: where the file cannot be read, or holds no dialogue whose video can be opened.
     """
 
     def __init__(
@@ -229,13 +244,16 @@ class VideoRows:
     ):
         self.stage, self.protocol, self.vision = stage, protocol, vision
         self.folder = pathlib.Path(path).parent
-        self.dialogues = [d for d in read_raw(path) if d.duration is not None]
+        self.dialogues = [d for d in map(self._with_duration, read_raw(path)) if d is not None]
+        if not self.dialogues:
+            raise DialogueError(f"{path}: expected dialogues over videos that can be opened, found none")
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.dialogues))
         self.rows: list[list[int]] = []
         room: list[int] = []
         for i in sorted(order, key=lambda i: -self.num_frames(self.dialogues[i])):  # first fit, longest first
             need = self.num_frames(self.dialogues[i])
-            row = next((r for r, left in enumerate(room) if left >= need), None)
+            open_rows = range(max(0, len(room) - _OPEN_ROWS), len(room))
+            row = next((r for r in open_rows if room[r] >= need), None)
             if row is None:
                 row = len(room)
                 room.append(stage.frames)
@@ -244,7 +262,18 @@ class VideoRows:
             self.rows[row].append(int(i))
 
     def num_frames(self, dialogue: Dialogue) -> int:
-        return min(int(np.ceil(dialogue.duration or 0)), self.stage.frames)
+        return min(max(int(np.ceil(dialogue.duration or 0)), 1), self.stage.frames)
+
+    def _with_duration(self, dialogue: Dialogue) -> Dialogue | None:
+        """Asks the video for its length where the annotations do not say it."""
+        if dialogue.duration:
+            return dialogue
+        try:
+            with open_video(self.folder / dialogue.video) as video:
+                return dataclasses.replace(dialogue, duration=float(video.num_frames or self.stage.frames))
+        except VideoError as error:
+            logging.warning("left out: %s", error)
+            return None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -296,6 +325,7 @@ def batches(rows: WorldRows | VideoRows, batch: int, seed: int, workers: int) ->
 def _end_with_parent(index: int, count: int) -> None:
     """Lets a worker end when the process that reads from it is gone, killed ones included."""
     del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the reader, which then closes its workers
     parent = os.getppid()
 
     def watch():

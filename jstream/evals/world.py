@@ -22,12 +22,12 @@ from jstream.data.video import Frame, VideoError, open_video
 from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, interval_iou, match_replies, ratio
 from jstream.protocols.streamo import STATES, Streamo, Turn, span_in, turns_of
 from jstream.streaming.event import Event
+from jstream.streaming.session import capacity_for
 
 VIDEO_FPS = 8  # of the written videos, as `python -m jstream.data.world` has it
 TASKS = tuple(worlds.TASKS)
 FILES = ("predictions.jsonl", "report.md", "report.json")
 BACKWARD_WINDOW = 3  # turns from a question about the past in which its answer is looked for, its own among them
-_PADDING = 256  # slots of a cache beyond the tokens: the last chunk is padded
 
 
 class Stream(Protocol):
@@ -108,14 +108,14 @@ def make_samples(seed: int, num_videos: int, tasks: Sequence[str] = TASKS) -> li
     return samples
 
 
-def capacity_for(samples: Sequence[Sample], protocol: Streamo, max_new_tokens: int) -> int:
+def room_for(samples: Sequence[Sample], protocol: Streamo, max_new_tokens: int) -> int:
     """Tokens a cache must hold so that no sample fills it, even by a model that speaks at length in every turn."""
 
     def tokens(sample: Sample) -> int:
-        replies = len(sample.turns) * (max_new_tokens + len(protocol.close_turn(0)))
-        return len(protocol.prefix) + sum(len(protocol.open_turn(turn)) for turn in sample.turns) + replies
+        queries = [turn.query for turn in sample.turns if turn.query is not None]
+        return capacity_for(protocol, len(sample.turns), queries, max_new_tokens)
 
-    return max(map(tokens, samples), default=0) + _PADDING
+    return max(map(tokens, samples), default=0)
 
 
 def frames_of(world: worlds.World, size: int, rendered: bool = False) -> list[Frame]:

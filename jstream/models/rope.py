@@ -4,6 +4,8 @@ Angles and rotations are f32 whatever the model's dtype. `rope_positions` is the
 frame tokens alike, get their positions; training and the live stream both call it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,33 +41,47 @@ def rotate(x_BTNH: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def rope_positions(
-    is_frame: np.ndarray, grid: tuple[int, int], multimodal: bool, start: int = 0
-) -> tuple[np.ndarray, int]:
-    """Positions of a stretch of tokens, on the host.
+    is_frame: Any, grid: tuple[int, int], multimodal: bool, start: int = 0, xp: Any = np
+) -> tuple[Any, Any]:
+    """Positions of a stretch of tokens: the one rule for training and for the live stream.
 
     Text advances by one. With multimodal positions a frame stands at one time, its tokens at their row and column, and
     what follows starts one past the largest of them (Qwen2-VL, section 2.1); otherwise frame tokens advance like text.
 
     Args:
-        is_frame: bool [T]: whether the token is a frame token; frames come whole, one after another or with text
-        between.
+        is_frame: bool [..., T]: whether the token is a frame token; frames come whole, in a row or with text between.
         grid: rows and columns of frame tokens of a frame.
         multimodal: Qwen2-VL's rule.
         start: position of the first token.
+        xp: numpy, or jax.numpy inside a compiled function.
 
     Returns:
-        int32 [3, T], and the position of the token that comes next.
+        int32 [3, ..., T], and the position of the token that comes next, int32 [...].
+    """
+    rows, columns = grid
+    is_frame = xp.asarray(is_frame)
+    cell = (xp.cumsum(is_frame, axis=-1) - 1) % (rows * columns)  # which token of its frame it is
+    if multimodal:
+        advance = xp.where(is_frame, xp.where(cell == rows * columns - 1, max(grid), 0), 1)
+    else:
+        advance = xp.ones(is_frame.shape, np.int32)
+    after = start + xp.cumsum(advance, axis=-1)
+    time = after - advance
+    inside = is_frame if multimodal else xp.zeros_like(is_frame)
+    positions = xp.stack([time, time + inside * (cell // columns), time + inside * (cell % columns)])
+    return positions.astype(np.int32), after[..., -1] if is_frame.shape[-1] else xp.asarray(start)
+
+
+def packed_rope_positions(
+    is_frame_BT: jax.Array, positions_BT: jax.Array, grid: tuple[int, int], multimodal: bool
+) -> jax.Array:
+    """`rope_positions` of packed rows: int32 [3, B, T], starting at 0 with every dialogue of a row.
+
+    Args:
+        positions_BT: int32: index inside the dialogue.
     """
     if not multimodal:
-        row = np.arange(start, start + len(is_frame), dtype=np.int32)
-        return np.broadcast_to(row, (3, len(row))), start + len(is_frame)
-    rows, columns = grid
-    cell = np.stack(np.meshgrid([0], np.arange(rows), np.arange(columns), indexing="ij")).reshape(3, -1)
-    positions = np.empty((3, len(is_frame)), np.int32)
-    index, position = 0, start
-    while index < len(is_frame):
-        count = rows * columns if is_frame[index] else 1
-        positions[:, index : index + count] = position + (cell if count > 1 else 0)
-        position += max(rows, columns) if count > 1 else 1
-        index += count
-    return positions, position
+        return jnp.broadcast_to(positions_BT, (3, *positions_BT.shape))
+    through, _ = rope_positions(is_frame_BT, grid, multimodal, xp=jnp)
+    starts = jnp.where(positions_BT == 0, through[0], 0)  # times never fall, so the largest start is the latest
+    return through - jax.lax.cummax(starts, axis=1)

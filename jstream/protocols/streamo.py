@@ -79,6 +79,7 @@ class Rendering:
         labels: int32 [T]: the token that position t predicts (already shifted); 0 where nothing is learned.
         kinds: int8 [T]: NOT_LEARNED, TEXT or STATE.
         decisions: int32 [F]: the position at which each turn's state is decided.
+        ends: int32 [F]: one past the last token of each turn.
     """
 
     tokens: np.ndarray
@@ -86,6 +87,7 @@ class Rendering:
     labels: np.ndarray
     kinds: np.ndarray
     decisions: np.ndarray
+    ends: np.ndarray
 
 
 def label_of(turn: Turn) -> str:
@@ -112,6 +114,8 @@ class Streamo:
         self.frame_id = tokenizer.special(config.frame_token)
         self.close = tokenizer.encode_template(config.assistant_close)
         self.end_id = self.close[0]
+        # what a reply can hold: text and its end, but no other special token
+        self.unspoken_ids = tuple(sorted(set(tokenizer.specials.values()) - {self.end_id}))
         self.prefix: list[int] = []
         if config.system:
             # one text: "\n" before and in the prompt merge, and the state tokens it explains are the tokens themselves
@@ -147,7 +151,7 @@ class Streamo:
         """
         tokens = list(self.prefix)
         labelled: list[tuple[int, int, int]] = []  # position, label, kind
-        decisions = []
+        decisions, ends = [], []
         for turn in turns:
             tokens += self.open_turn(turn)
             decisions.append(len(tokens) - 1)
@@ -156,11 +160,13 @@ class Streamo:
             if turn.state == RESPONSE:
                 labelled += [(len(tokens) + i, label, TEXT) for i, label in enumerate([*reply, self.end_id])]
             tokens += self.close_turn(turn.state, reply)
+            ends.append(len(tokens))
         labels, kinds = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int8)
         for position, label, kind in labelled:
             labels[position], kinds[position] = label, kind
         ids = np.asarray(tokens, np.int32)
-        return Rendering(ids, ids == self.frame_id, labels, kinds, np.asarray(decisions, np.int32))
+        index = lambda positions: np.asarray(positions, np.int32)
+        return Rendering(ids, ids == self.frame_id, labels, kinds, index(decisions), index(ends))
 
     def decide(self, probs: Sequence[float], threshold: float | None = None) -> int:
         """The state: the most probable one, or with a threshold RESPONSE exactly when its probability reaches it.
@@ -198,7 +204,7 @@ def special_tokens(config: ProtocolConfig) -> list[str]:
 
 
 def make_tokenizer(config: ProtocolConfig, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Trains a small tokenizer on texts and on the labels of an hour of turns."""
+    """Trains a small tokenizer on texts and on the labels of a few minutes of turns."""
     labels = [f"<{i}s-{i + 1}s>\n" for i in range(200)] * 20
     return train_tokenizer([config.system, *labels, *texts], vocab_size, special_tokens(config))
 

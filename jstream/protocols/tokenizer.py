@@ -39,7 +39,11 @@ class Tokenizer:
             raise TokenizerError(f"{path}: expected a tokenizer.json, found: {reason}") from None
 
     def save(self, path: str | pathlib.Path) -> None:
-        pathlib.Path(path).write_text(self._inner.to_str(), encoding="utf-8")
+        """Writes a `tokenizer.json`; it appears whole or not at all."""
+        path = pathlib.Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self._inner.to_str(), encoding="utf-8")
+        partial.replace(path)
 
     @property
     def vocab_size(self) -> int:

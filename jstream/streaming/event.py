@@ -2,6 +2,14 @@
 
 import dataclasses
 import json
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """A question of a live stream: what was said, and the second of the frame it was heard with."""
+
+    text: str
+    time: float
 
 
 @dataclasses.dataclass(frozen=True)

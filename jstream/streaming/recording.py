@@ -23,8 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from jstream.data.dialogue import Query
-from jstream.streaming.event import Event
+from jstream.streaming.event import Asked, Event
 
 
 class Recording:
@@ -43,7 +42,7 @@ class Recording:
 
     NAMES = ("events.jsonl", "captions.vtt", "timeline.png")
 
-    def __init__(self, out_dir: str | pathlib.Path, queries: Iterable[Query] = (), title: str = ""):
+    def __init__(self, out_dir: str | pathlib.Path, queries: Iterable[Asked] = (), title: str = ""):
         self.out_dir = pathlib.Path(out_dir)
         self.queries = list(queries)
         self.title = title
@@ -162,7 +161,7 @@ class Label(NamedTuple):
     is_query: bool
 
 
-def timeline(events: Sequence[Event], queries: Sequence[Query] = (), title: str = "") -> Figure:
+def timeline(events: Sequence[Event], queries: Sequence[Asked] = (), title: str = "") -> Figure:
     """Draws one stream over time: what was asked and said, the state at each frame, and the states' probabilities.
 
     Each reply is a dot with its text on a flag above it; where there are too many for the page, texts are left out

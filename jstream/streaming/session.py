@@ -12,7 +12,7 @@ to each of them.
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,10 +25,26 @@ from jstream.model import Model
 from jstream.models import cache as kv
 from jstream.models.rope import rope_positions
 from jstream.models.video_lm import abstract_params, run
-from jstream.protocols.streamo import RESPONSE, Turn
+from jstream.protocols.streamo import RESPONSE, Streamo, Turn
 from jstream.streaming.event import Event
 
 MAX_QUERY = 2000  # characters; a question is a sentence, not a document
+
+
+def capacity_for(protocol: Streamo, num_turns: int, queries: Iterable[str] = (), reply_tokens: int = 64) -> int:
+    """Tokens a cache must hold for a stream of so many turns, whatever it says.
+
+    Args:
+        protocol: the language of the model.
+        num_turns: frames.
+        queries: all that will be asked.
+        reply_tokens: of a reply in every turn, at most; less is a guess about how much is said.
+    """
+    label = Turn(1e6, 1e6 + 1)  # as long as labels get
+    turn = len(protocol.open_turn(label)) + len(protocol.close_turn(RESPONSE)) + reply_tokens
+    asked = sum(len(protocol.tokenizer.encode(f"{query}\n")) for query in queries)
+    padding = len(protocol.open_turn(label)) + 128  # the last chunk is padded to its bucket
+    return len(protocol.prefix) + num_turns * turn + asked + padding
 
 
 @jax.tree_util.register_dataclass
@@ -114,6 +130,7 @@ def step_frame(
 
 def step_text(
     config: ModelConfig,
+    unspoken_ids: tuple[int, ...],
     params: Any,
     state: StreamState,
     tokens: jax.Array,
@@ -124,10 +141,14 @@ def step_text(
 ) -> tuple[StreamState, jax.Array]:
     """Text without a frame: a long question, or a token of a reply.
 
+    Args:
+        unspoken_ids: special tokens that a reply cannot hold.
+
     Returns:
         The next state and the token that follows, int32 []: the most probable one, or a sample at temperature > 0.
     """
     cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope)
+    logits = logits.at[jnp.asarray(unspoken_ids)].set(-jnp.inf)
     sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
     token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
     return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
@@ -139,6 +160,7 @@ def compile_step(
     config: ModelConfig,
     state_ids: tuple[int, ...],
     frame_id: int,
+    unspoken_ids: tuple[int, ...],
     capacity: int,
     bucket: int,
     dtype: jnp.dtype,
@@ -156,7 +178,7 @@ def compile_step(
         step = functools.partial(step_frame, config, state_ids, frame_id)
         rest = (abstract((1, size, size, 3), jnp.uint8), abstract((), jnp.bool_))
     else:
-        step = functools.partial(step_text, config)
+        step = functools.partial(step_text, config, unspoken_ids)
         rest = (abstract((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
     return jax.jit(step, donate_argnums=1).lower(params, state, *chunk, *rest).compile()
 
@@ -175,7 +197,7 @@ class Session:
         seed: of sampled replies.
 
     Attributes:
-        compile_seconds: spent compiling, all of it before the first frame unless a question is unusually long.
+        compile_seconds: spent compiling, all of it before the first frame.
     """
 
     def __init__(
@@ -196,8 +218,6 @@ class Session:
         self.model, self.protocol, self.fps = model, model.protocol, fps
         self.threshold, self.max_new_tokens = threshold, max_new_tokens
         self._capacity, self._temperature, self._seed = capacity, np.float32(temperature), seed
-        vision = model.config.vision
-        self._grid = (1, vision.tokens_per_frame) if vision.pooled_token else (vision.grid, vision.grid)
         self._multimodal = bool(model.config.decoder.mrope_section)
         self.compile_seconds = 0.0
         self.reset()
@@ -275,9 +295,7 @@ class Session:
 
     def _slots_of(self, chunk: Sequence[int]) -> int:
         """Cache slots a chunk touches, the padding of its last piece included."""
-        _, longest = self._buckets
-        head = max(0, len(chunk) - longest)
-        return head + -(-head // longest) * longest + longest
+        return max(len(chunk), self._buckets[-1])
 
     def _see_chunk(self, chunk: list[int], image: np.ndarray) -> list[float]:
         """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces."""
@@ -294,7 +312,9 @@ class Session:
         """Generates the reply of a response; leaves what closes the turn pending."""
         token, reply = self.protocol.state_ids[RESPONSE], []
         while True:
-            kv.require_room(self._length, 1, self._capacity)
+            if self._length == self._capacity:  # cut here; the next frame will find the cache full
+                self._pending = [token, *self.protocol.close]
+                return reply
             token_after = int(self._step_text([token], 1))
             if token_after == self.protocol.end_id:
                 self._pending = list(self.protocol.close)
@@ -317,7 +337,10 @@ class Session:
         tokens[0, : len(chunk)] = chunk
         rope = np.zeros((3, 1, bucket), np.int32)
         rope[:, 0, : len(chunk)], self._rope = rope_positions(
-            tokens[0, : len(chunk)] == self.protocol.frame_id, self._grid, self._multimodal, self._rope
+            tokens[0, : len(chunk)] == self.protocol.frame_id,
+            self.model.config.vision.token_grid,
+            self._multimodal,
+            self._rope,
         )
         self._length += len(chunk)
         return tokens, np.asarray(len(chunk), np.int32), rope
@@ -328,11 +351,12 @@ class Session:
         for bucket in self._buckets:
             self._program("frame", bucket)
         self._program("text", 1)
+        self._program("text", self._buckets[-1])
 
     def _program(self, kind: str, bucket: int) -> Any:
         begin = time.perf_counter()
         dtype = jax.tree.leaves(self.model.params)[0].dtype
-        ids = (self.protocol.state_ids, self.protocol.frame_id)
+        ids = (self.protocol.state_ids, self.protocol.frame_id, self.protocol.unspoken_ids)
         program = compile_step(kind, self.model.config, *ids, self._capacity, bucket, dtype)
         self.compile_seconds += time.perf_counter() - begin
         return program

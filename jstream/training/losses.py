@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jstream.config import ObjectiveConfig
-
 
 def state_weights(
     probability: jax.Array, states: jax.Array, num_states: int, variant: str, gamma: float, alpha: bool = True
@@ -99,7 +97,3 @@ def naming_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> tupl
     hits = jnp.sum(named * targets)
     f1 = 2 * hits / jnp.maximum(jnp.sum(named) + jnp.sum(targets * valid[..., None]), 1)
     return jnp.sum(loss * valid) / jnp.maximum(jnp.sum(valid), 1), f1
-
-
-def needs_decoder(objective: ObjectiveConfig) -> bool:
-    return objective.replies > 0 or objective.happenings > 0

@@ -36,16 +36,12 @@ def _is_hidden_matrix(path: tuple, param: jax.Array) -> bool:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The gradient transformation of a run.
-
-    Raises:
-        ValueError: for an unknown `optimizer`.
-    """
+    """The gradient transformation of a run."""
     schedule = stage_schedule(config)
     if config.optimizer == "adamw":
         decays = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
         update = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=decays)
-    elif config.optimizer == "muon":
+    else:
         matrices = lambda params: jax.tree_util.tree_map_with_path(
             lambda path, p: optax.contrib.MuonDimensionNumbers() if _is_hidden_matrix(path, p) else None, params
         )
@@ -56,8 +52,6 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=matrices,
             consistent_rms=0.2,  # updates as large as AdamW's (arXiv 2502.16982): one schedule serves both
         )
-    else:
-        raise ValueError(f"optimizer: expected adamw or muon, found {config.optimizer!r}")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jstream.config import ModelConfig, ObjectiveConfig
+from jstream.models.rope import packed_rope_positions
 from jstream.models.video_lm import init_params, run, stack_frames
 from jstream.training import losses
 
@@ -103,12 +104,11 @@ def batch_loss(
 
     loss, metrics = jnp.zeros(()), {}
     decided = jnp.zeros((batch_size, num_frames, config.decoder.width))
-    if losses.needs_decoder(objective):
+    if objective.needs_decoder:
         embeds = model(batch["tokens"], batch["is_frame"], frame_tokens, method="embed_tokens")
-        rope_positions = batch.get(
-            "rope_positions", jnp.broadcast_to(batch["positions"], (3, *batch["positions"].shape))
-        )
-        hidden, _ = model(embeds, batch["positions"], rope_positions, batch["segments"], method="hidden")
+        multimodal = bool(config.decoder.mrope_section)
+        rope = packed_rope_positions(batch["is_frame"], batch["positions"], config.vision.token_grid, multimodal)
+        hidden, _ = model(embeds, batch["positions"], rope, batch["segments"], method="hidden")
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         replies, metrics = losses.language_loss(
             model(flat(hidden), method="logits"),
@@ -121,7 +121,7 @@ def batch_loss(
         loss += objective.replies * replies
         decided = jnp.take_along_axis(hidden, jnp.maximum(batch["decisions"], 0)[..., None], axis=1)
 
-    if objective.words or objective.happenings:
+    if objective.needs_names:
         embeddings = model(batch["vocabulary"][0], method="embed_text")
         heads: Any = functools.partial(AuxiliaryHeads(config.decoder.width).apply, {"params": params["auxiliary"]})
         shown, happening = heads(

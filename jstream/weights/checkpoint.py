@@ -17,7 +17,7 @@ from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, 
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params
 from jstream.protocols.streamo import Streamo
-from jstream.protocols.tokenizer import Tokenizer
+from jstream.protocols.tokenizer import Tokenizer, TokenizerError
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "tiny"
 _LARGEST_CONFIG = 1 << 20  # bytes; a config.json is a few kilobytes
@@ -39,7 +39,7 @@ def one_device() -> jax.sharding.Sharding:
 def save_model(
     path: str | pathlib.Path, config: ModelConfig, protocol: Streamo, params: Any, dtype: jnp.dtype = jnp.bfloat16
 ) -> None:
-    """Writes a model folder; it appears whole or not at all and replaces an earlier one.
+    """Writes a model folder; it appears whole or not at all and takes the place of an earlier one.
 
     Args:
         dtype: of the stored params.
@@ -53,9 +53,12 @@ def save_model(
     )
     protocol.tokenizer.save(partial / "tokenizer.json")
     ocp.save(str(partial / "params"), jax.tree.map(lambda x: x.astype(dtype), params))
+    earlier = path.with_name(path.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(earlier)
     partial.rename(path)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float32) -> Model:
@@ -81,7 +84,10 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
         raise CheckpointError(f"{what}, found no readable config.json ({error.strerror})") from None
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: config.json does not describe a model: {error}") from None
-    protocol = Streamo(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
+    try:
+        protocol = Streamo(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from None
     if protocol.tokenizer.vocab_size > config.decoder.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {protocol.tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
@@ -146,7 +152,11 @@ class RunCheckpoints:
         latest = self._checkpointer.latest
         assert latest is not None
         metadata: Any = self._checkpointer.metadata(latest.step).custom_metadata
-        restored: Any = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
+        try:
+            restored: Any = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
+        except (KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"checkpoint {latest.step} of the run does not fit its config: {reason}") from None
         return restored, metadata["iterator"]
 
     def close(self) -> None:

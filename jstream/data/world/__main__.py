@@ -6,48 +6,45 @@ makes DIR/videos/000000.mp4 …, DIR/dialogues.jsonl and DIR/world.json. Stopped
 """
 
 import os
-import sys
 
-from absl import app, flags
+from absl import flags
 
+from jstream import command
+from jstream.config import ConfigError
 from jstream.data.world import write
 from jstream.data.world.scene import WorldConfig
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("out", None, "Folder to write to, made if missing.", required=True)
-flags.DEFINE_integer("num_videos", None, "How many videos.", required=True)
-flags.DEFINE_integer("seed", 0, "Names the series of videos.")
-flags.DEFINE_integer("size", 96, "Side of the frames in pixels, even.")
-flags.DEFINE_integer("video_fps", 8, "Frames a second.")
-flags.DEFINE_integer("crf", 16, "Constant rate factor of x264: 0 is lossless, 51 the worst.")
-flags.DEFINE_integer("min_seconds", WorldConfig.min_seconds, "Shortest video.")
-flags.DEFINE_integer("max_seconds", WorldConfig.max_seconds, "Longest video.")
-flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write to, made if missing.")
+_NUM_VIDEOS = flags.DEFINE_integer("num_videos", None, "How many videos.")
+_SEED = flags.DEFINE_integer("seed", 0, "Names the series of videos.")
+_SIZE = flags.DEFINE_integer("size", 96, "Side of the frames in pixels, even.")
+_VIDEO_FPS = flags.DEFINE_integer("video_fps", 8, "Frames a second.")
+_CRF = flags.DEFINE_integer("crf", 16, "Constant rate factor of x264: 0 is lossless, 51 the worst.")
+_MIN_SECONDS = flags.DEFINE_integer("min_seconds", WorldConfig.min_seconds, "Shortest video.")
+_MAX_SECONDS = flags.DEFINE_integer("max_seconds", WorldConfig.max_seconds, "Longest video.")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.")
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        print(f"error: expected only flags, found {argv[1]!r}", file=sys.stderr)
-        return 1
+def main() -> None:
+    if not _OUT.value or _NUM_VIDEOS.value is None:
+        raise ConfigError("expected --out=FOLDER and --num_videos=NUMBER, e.g. --out=runs/world --num_videos=100")
     try:
         summary = write.write_worlds(
-            FLAGS.out,
-            FLAGS.num_videos,
-            seed=FLAGS.seed,
-            config=WorldConfig(min_seconds=FLAGS.min_seconds, max_seconds=FLAGS.max_seconds),
-            size=FLAGS.size,
-            fps=FLAGS.video_fps,
-            crf=FLAGS.crf,
-            workers=FLAGS.workers,
+            _OUT.value,
+            _NUM_VIDEOS.value,
+            seed=_SEED.value,
+            config=WorldConfig(min_seconds=_MIN_SECONDS.value, max_seconds=_MAX_SECONDS.value),
+            size=_SIZE.value,
+            fps=_VIDEO_FPS.value,
+            crf=_CRF.value,
+            workers=_WORKERS.value,
             progress=True,
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     dialogues = sum(summary["dialogues"].values())
-    print(f"{FLAGS.out}: {summary['num_videos']} videos, {summary['seconds']} s, {dialogues} dialogues")
-    return 0
+    print(f"{_OUT.value}: {summary['num_videos']} videos, {summary['seconds']} s, {dialogues} dialogues")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)
