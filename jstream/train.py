@@ -143,6 +143,7 @@ def main() -> None:
         state, iterator_state = checkpoints.load(state)
     step = int(state.step)
     total = sum(stage.steps for stage in config.stages)
+    rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
     progress = Progress(workdir, total, step)
 
     # ------------------------------------------------------------------------------------------------------- train
@@ -150,8 +151,7 @@ def main() -> None:
     for number, stage in enumerate(config.stages):
         end = begin + stage.steps
         if step < end:
-            rows = make_rows(config, number, protocol)
-            batches = pipeline.batches(rows, stage.rows, config.seed, config.workers)
+            batches = pipeline.batches(rows[number], stage.rows, config.seed, config.workers)
             if iterator_state is not None and step > begin:
                 batches.set_state(iterator_state)
             try:

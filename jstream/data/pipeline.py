@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
+from absl import flags
 
 from jstream.config import ConfigError, StageConfig, VisionConfig
 from jstream.data import world as worlds
@@ -317,6 +318,8 @@ def batches(rows: WorldRows | VideoRows, batch: int, seed: int, workers: int) ->
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     dataset = grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch).to_iter_dataset(reading)
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags of its own, also where no command has parsed any
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return iter(dataset)
