@@ -118,9 +118,8 @@ def main() -> None:
                 failure = error
 
     replies = sum(event.text is not None for event in recording.events)
-    print(
-        f"{len(costs)} frames, {replies} replies; median {1000 * statistics.median(costs):.1f} ms a frame", flush=True
-    )
+    median = f"; median {1000 * statistics.median(costs):.1f} ms a frame" if costs else ""
+    print(f"{len(costs)} frames, {replies} replies{median}", flush=True)
     if waiting:
         print(f"not asked, the video ended before: {', '.join(f'{q.time:g}:{q.text}' for q in waiting)}")
     if video.lost or video.warnings:
