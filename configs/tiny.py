@@ -38,6 +38,10 @@ def get_config() -> ml_collections.ConfigDict:
         ("narration", 2.0), ("event_caption", 3.0), ("action_caption", 1.0), ("forward_grounding", 2.5),
         ("backward_grounding", 2.0), ("tsqa", 3.0), ("mixed", 1.5),
     )  # fmt: skip
+    last_mix = (  # more of what is hardest
+        ("narration", 2.0), ("event_caption", 2.5), ("action_caption", 1.0), ("forward_grounding", 2.5),
+        ("backward_grounding", 3.5), ("tsqa", 5.0), ("mixed", 1.5),
+    )  # fmt: skip
     everything = ObjectiveConfig(states="ce", words=0.1, happenings=0.3)
     stages = (
         StageConfig(
@@ -53,8 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
             train_vision=False, objective=everything, weights=mix,
         ),
         StageConfig(
-            steps=550, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
-            decay=0.8, final_rate=0.02, objective=everything, weights=mix,
+            steps=640, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
+            decay=0.8, final_rate=0.02, objective=everything, weights=last_mix,
         ),
     )  # fmt: skip
     config = TrainConfig(
