@@ -19,6 +19,7 @@ from tqdm import tqdm
 from jstream import command
 from jstream.config import ConfigError, StageConfig, TrainConfig, from_dict, to_dict
 from jstream.data import pipeline, world
+from jstream.data.world.labels import WORDS
 from jstream.protocols.streamo import Streamo, make_tokenizer
 from jstream.protocols.tokenizer import Tokenizer
 from jstream.training.optimizer import learning_rate, make_optimizer
@@ -42,7 +43,7 @@ def world_texts(seed: int) -> list[str]:
             if dialogue is not None:
                 texts += [f"{query.text}\n" for query in dialogue.queries]
                 texts += [f" {response.text}" for response in dialogue.responses]
-    return texts + [f" {word}" for word in pipeline.WORDS] * 50
+    return texts + [f" {word}" for word in WORDS] * 50
 
 
 def keep_config(path: pathlib.Path, config: TrainConfig) -> None:
@@ -129,7 +130,7 @@ def main() -> None:
         tokenizer.save(tokenizer_path)
     protocol = Streamo(config.protocol, Tokenizer.load(tokenizer_path), config.model.vision.tokens_per_frame)
     optimizer = make_optimizer(config)
-    state = init_state(config.model, optimizer, jax.random.key(config.seed), len(pipeline.WORDS))
+    state = init_state(config.model, optimizer, jax.random.key(config.seed), len(WORDS))
     if _INIT.value:
         model = load_model(_INIT.value)
         if model.config != config.model:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jstream.config import ProtocolConfig
-from jstream.data import pipeline
 from jstream.data import world as worlds
 from jstream.protocols.streamo import STATE_TOKENS, make_tokenizer, special_tokens
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError, train_tokenizer
@@ -36,7 +35,7 @@ def small():
             if dialogue is not None:
                 texts += [f"{query.text}\n" for query in dialogue.queries]
                 texts += [f" {response.text}" for response in dialogue.responses]
-    return make_tokenizer(TINY, texts + [f" {word}" for word in pipeline.WORDS] * 50, 640)
+    return make_tokenizer(TINY, texts + [f" {word}" for word in WORDS] * 50, 640)
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +116,9 @@ def test_any_text_can_be_written_in_a_trained_tokenizer(small):
 
 def test_numbers_and_the_words_of_the_world_are_single_tokens(small):
     assert [len(small.encode(str(number))) for number in range(200)] == [1] * 200
-    split = [word for word in pipeline.WORDS if len(small.encode(f" {word}")) != 1]
+    split = [word for word in WORDS if len(small.encode(f" {word}")) != 1]
     assert split == []
-    assert len({small.encode(f" {word}")[0] for word in pipeline.WORDS}) == len(set(pipeline.WORDS))
+    assert len({small.encode(f" {word}")[0] for word in WORDS}) == len(set(WORDS))
 
 
 def test_a_time_label_is_a_few_tokens(small):

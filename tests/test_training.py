@@ -18,6 +18,7 @@ from jstream import train
 from jstream.config import ConfigError, ObjectiveConfig, StageConfig, TrainConfig, from_dict
 from jstream.data import pipeline, world
 from jstream.data.dialogue import Dialogue, Query, Response, write_raw
+from jstream.data.world.labels import WORDS
 from jstream.data.world.write import write_video
 from jstream.models.rope import packed_rope_positions, rope_positions
 from jstream.protocols.streamo import Streamo, make_tokenizer, turns_of
@@ -59,7 +60,7 @@ def test_multimodal_positions_of_packed_rows_are_those_of_the_live_stream(protoc
 
 def run_steps(batch, protocol, steps, config=CONFIG, stage=STAGE):
     optimizer = make_optimizer(config)
-    state = init_state(config.model, optimizer, jax.random.key(0), len(pipeline.WORDS))
+    state = init_state(config.model, optimizer, jax.random.key(0), len(WORDS))
     first, history = jax.tree.map(np.asarray, state.params), []
     for _ in range(steps):
         state, metrics = train_step(
@@ -96,7 +97,7 @@ def test_packing_changes_no_dialogues_loss(protocol):
     )
     rows = pipeline.WorldRows(1, stage, 1, protocol, CONFIG.model.vision)
     samples = [rows._dialogue(world.make_world(1, i, world.WorldConfig(10, 14)), world.generator(i)) for i in range(2)]
-    params = init_state(CONFIG.model, make_optimizer(CONFIG), jax.random.key(0), len(pipeline.WORDS)).params
+    params = init_state(CONFIG.model, make_optimizer(CONFIG), jax.random.key(0), len(WORDS)).params
     stacked = lambda samples: {k: v[None] for k, v in pipeline.lay_row(samples, stage, rows.vocabulary).items()}
 
     def loss_and_count(samples):

@@ -33,16 +33,9 @@ from jstream.config import ConfigError, StageConfig, VisionConfig
 from jstream.data import world as worlds
 from jstream.data.dialogue import Dialogue, DialogueError, read_raw
 from jstream.data.video import VideoError, letterbox, open_video
+from jstream.data.world.labels import WORDS, scene_labels
 from jstream.protocols.streamo import Rendering, Streamo, turns_of
 
-WORDS = (
-    *worlds.COLOURS,
-    *worlds.KINDS,
-    *worlds.SIZES,
-    *(verb[0].split()[0] for verb in worlds.VERBS.values()),
-    *("left", "right", "top", "bottom"),
-)
-MOVED = 0.03  # of the frame side, about three pixels
 _OPEN_ROWS = 64  # that a dialogue may still go into: enough to fill rows well, and linear in the number of dialogues
 VISION_CLIP = 6  # consecutive frames of one video where the vision tower is trained alone; the first is context only
 
@@ -125,41 +118,6 @@ def vocabulary_ids(protocol: Streamo) -> np.ndarray:
             f"{', '.join(split)}; train with the world's own tokenizer and a vocab_size of 600 or more"
         )
     return np.asarray(ids, np.int32)[:, 0]
-
-
-def scene_labels(world: worlds.World, frame: int, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Auxiliary labels of a frame: words [grid², W] and happenings [2, W] (see the head of this file)."""
-    words = np.zeros((grid * grid, len(WORDS)), np.uint8)
-    for thing in world.things(float(frame)):
-        if thing.visible < 0.3:
-            continue
-        column, row = (min(max(int(c * grid), 0), grid - 1) for c in (thing.x, thing.y))
-        said = [thing.colour, thing.kind, thing.size, *_motion(world, thing, frame)]
-        if thing.event is not None:
-            said.append(world.events[thing.event].does.split()[0])
-        words[row * grid + column, [WORDS.index(word) for word in said]] = 1
-    happenings = np.zeros((2, len(WORDS)), np.uint8)
-    for event in world.events:
-        said = [WORDS.index(word) for word in event.sentence.rstrip(".").split() if word in WORDS]
-        if event.start_frame <= frame < event.end_frame:
-            happenings[0, said] = 1
-        elif event.end_frame == frame:
-            happenings[1, said] = 1
-    return words, happenings
-
-
-def _motion(world: worlds.World, thing: worlds.Thing, frame: int) -> list[str]:
-    """Which way a thing has moved since the frame before: what two frames show, whatever the event turns out to be."""
-    before, now = world.pose(thing.object, frame - 1.0), world.pose(thing.object, float(frame))
-    if before is None or now is None:
-        return []
-    right, down = now.x - before.x, now.y - before.y
-    ways = []
-    if abs(right) > MOVED:
-        ways.append("right" if right > 0 else "left")
-    if abs(down) > MOVED:
-        ways.append("bottom" if down > 0 else "top")
-    return ways
 
 
 class WorldRows:
