@@ -7,6 +7,7 @@ import pytest
 
 from jstream.config import ProtocolConfig
 from jstream.data import world as worlds
+from jstream.data.world.labels import WORDS
 from jstream.protocols.streamo import STATE_TOKENS, make_tokenizer, special_tokens
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError, train_tokenizer
 
