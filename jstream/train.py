@@ -4,6 +4,7 @@ The run lives in its folder: `checkpoints/` (goes on from the last one, to the e
 TensorBoard event files, and at the end `model/`, which `jstream.load` opens.
 """
 
+import contextlib
 import json
 import pathlib
 import time
@@ -129,6 +130,7 @@ def main() -> None:
             tokenizer = make_tokenizer(config.protocol, world_texts(config.seed), config.model.decoder.vocab_size)
         tokenizer.save(tokenizer_path)
     protocol = Streamo(config.protocol, Tokenizer.load(tokenizer_path), config.model.vision.tokens_per_frame)
+    rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
     optimizer = make_optimizer(config)
     state = init_state(config.model, optimizer, jax.random.key(config.seed), len(WORDS))
     if _INIT.value:
@@ -137,32 +139,25 @@ def main() -> None:
             raise ConfigError(f"--init={_INIT.value}: its model is of another shape than the config's")
         state = TrainState(state.params | {"model": model.params}, state.opt_state, state.step)
 
-    # ------------------------------------------------------------------------------------------------ where we are
-    checkpoints = RunCheckpoints(workdir, config.keep)
-    iterator_state = None
-    if checkpoints.latest_step is not None:
-        state, iterator_state = checkpoints.load(state)
-    step = int(state.step)
-    total = sum(stage.steps for stage in config.stages)
-    rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
-    progress = Progress(workdir, total, step)
-
     # ------------------------------------------------------------------------------------------------------- train
-    begin = 0
-    for number, stage in enumerate(config.stages):
-        end = begin + stage.steps
-        if step < end:
-            batches = pipeline.batches(rows[number], stage.rows, config.seed, config.workers)
-            if iterator_state is not None and step > begin:
-                batches.set_state(iterator_state)
-            try:
-                state = _run_stage(config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints)
-            finally:
-                batches.close()
-            step = end
-        begin = end
-    progress.close()
-    checkpoints.close()
+    with contextlib.closing(RunCheckpoints(workdir, config.keep)) as checkpoints:  # waits for what is being written
+        iterator_state = None
+        if checkpoints.latest_step is not None:
+            state, iterator_state = checkpoints.load(state)
+        step, begin = int(state.step), 0
+        with contextlib.closing(Progress(workdir, sum(stage.steps for stage in config.stages), step)) as progress:
+            for stage, stage_rows in zip(config.stages, rows):
+                end = begin + stage.steps
+                if step < end:
+                    batches = pipeline.batches(stage_rows, stage.rows, config.seed, config.workers)
+                    with contextlib.closing(batches):
+                        if iterator_state is not None and step > begin:
+                            batches.set_state(iterator_state)
+                        state = _run_stage(
+                            config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints
+                        )
+                    step = end
+                begin = end
     save_model(workdir / "model", config.model, protocol, state.params["model"])
     print(f"done: {workdir / 'model'}")
 

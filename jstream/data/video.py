@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -44,8 +45,8 @@ TWO_THREADS_FROM = 1920 * 1080 + 1  # pixels; below, one thread keeps up and fai
 MAX_READ_ERRORS = 32  # in a row: the reader then stands still and the rest is given up
 MAX_BLIND_PACKETS = 10_000  # without one picture: minutes of video
 TRUNCATED = 0.5  # seconds missing from the duration that the header states before it is worth a warning
-# PyAV 19 opens such files by itself.
-METADATA_THAT_IS_NOT_UTF8 = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+# For metadata that is not UTF-8; PyAV 19 opens such files by itself.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 NETWORK_TIMEOUT = 10.0  # seconds without an answer or data
 
 # Containers that hold their own video. Formats that open other files or devices, or that turn any text into a picture
@@ -250,7 +251,7 @@ class _Decoder:
         try:
             # The timeout holds for opening, and for every read after it.
             self.container = av.open(
-                url, options=options, timeout=NETWORK_TIMEOUT if self.network else None, **METADATA_THAT_IS_NOT_UTF8
+                url, options=options, timeout=NETWORK_TIMEOUT if self.network else None, **_LENIENT
             )
         except (FFmpegError, OSError, ValueError) as error:
             raise _opening_error(self.name, url, self.network, error) from None
