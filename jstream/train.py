@@ -120,10 +120,13 @@ def main() -> None:
     keep_config(workdir / "config.json", config)
 
     # ---------------------------------------------------------------------------------------- protocol and params
+    given = load_model(_INIT.value) if _INIT.value else None
+    if given is not None and given.config != config.model:
+        raise ConfigError(f"--init={_INIT.value}: its model is of another shape than the config's")
     tokenizer_path = workdir / "tokenizer.json"
     if not tokenizer_path.exists():
-        if _INIT.value:
-            tokenizer = load_model(_INIT.value).protocol.tokenizer
+        if given is not None:
+            tokenizer = given.protocol.tokenizer
         elif config.tokenizer:
             tokenizer = Tokenizer.load(config.tokenizer)
         else:
@@ -133,11 +136,8 @@ def main() -> None:
     rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
     optimizer = make_optimizer(config)
     state = init_state(config.model, optimizer, jax.random.key(config.seed), len(WORDS))
-    if _INIT.value:
-        model = load_model(_INIT.value)
-        if model.config != config.model:
-            raise ConfigError(f"--init={_INIT.value}: its model is of another shape than the config's")
-        state = TrainState(state.params | {"model": model.params}, state.opt_state, state.step)
+    if given is not None:
+        state = TrainState(state.params | {"model": given.params}, state.opt_state, state.step)
 
     # ------------------------------------------------------------------------------------------------------- train
     with contextlib.closing(RunCheckpoints(workdir, config.keep)) as checkpoints:  # waits for what is being written

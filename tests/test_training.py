@@ -49,7 +49,7 @@ def test_multimodal_positions_of_packed_rows_are_those_of_the_live_stream(protoc
     stage = dataclasses.replace(STAGE, frames=32, tokens=640)
     rows = pipeline.WorldRows(2, stage, 1, protocol, CONFIG.model.vision)
     made = [rows._dialogue(world.make_world(2, i, world.WorldConfig(10, 12)), world.generator(i)) for i in range(2)]
-    row = pipeline.lay_row(made, stage)
+    row = pipeline.lay_row(made, stage, CONFIG.model.vision)
     for multimodal in (False, True):
         packed = packed_rope_positions(row["is_frame"][None], row["positions"][None], (1, 5), multimodal)[:, 0]
         for segment in range(2):
@@ -98,7 +98,9 @@ def test_packing_changes_no_dialogues_loss(protocol):
     rows = pipeline.WorldRows(1, stage, 1, protocol, CONFIG.model.vision)
     samples = [rows._dialogue(world.make_world(1, i, world.WorldConfig(10, 14)), world.generator(i)) for i in range(2)]
     params = init_state(CONFIG.model, make_optimizer(CONFIG), jax.random.key(0), len(WORDS)).params
-    stacked = lambda samples: {k: v[None] for k, v in pipeline.lay_row(samples, stage, rows.vocabulary).items()}
+    stacked = lambda samples: {
+        k: v[None] for k, v in pipeline.lay_row(samples, stage, CONFIG.model.vision, rows.vocabulary).items()
+    }
 
     def loss_and_count(samples):
         made = stacked(samples)
@@ -115,7 +117,7 @@ def test_a_dialogue_that_does_not_fit_is_cut_behind_a_whole_turn(protocol):
     rendering = protocol.render(turns_of(dialogue, 10))
     sample = pipeline.Sample(rendering, np.zeros((10, 24, 24, 3), np.uint8))
     for tokens in range(20, len(rendering.tokens) + 1):
-        row = pipeline.lay_row([sample], dataclasses.replace(STAGE, frames=16, tokens=tokens))
+        row = pipeline.lay_row([sample], dataclasses.replace(STAGE, frames=16, tokens=tokens), CONFIG.model.vision)
         used, turns = int((row["positions"] >= 0).sum()), int((row["decisions"] >= 0).sum())
         assert used <= tokens
         assert row["is_frame"].sum() == turns * protocol.tokens_per_frame  # no placeholder without its frame

@@ -57,10 +57,10 @@ class Sample:
 
 
 def lay_row(
-    samples: Sequence[Sample], stage: StageConfig, vocabulary: np.ndarray | None = None
+    samples: Sequence[Sample], stage: StageConfig, vision: VisionConfig, vocabulary: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Packs samples into one row; a dialogue with too many tokens is cut behind its last whole turn that fits."""
-    size = samples[0].frames.shape[1] if samples else 1
+    size = vision.image_size
     row = {
         "frames": np.zeros((stage.frames, size, size, 3), np.uint8),
         "first": np.zeros(stage.frames, bool),
@@ -74,8 +74,7 @@ def lay_row(
     }
     if vocabulary is not None:
         row["vocabulary"] = vocabulary
-        cells = next((s.words.shape[1] for s in samples if s.words is not None), 1)
-        row["words"] = np.zeros((stage.frames, cells, len(vocabulary)), np.uint8)
+        row["words"] = np.zeros((stage.frames, vision.grid**2, len(vocabulary)), np.uint8)
         row["happenings"] = np.zeros((stage.frames, 2, len(vocabulary)), np.uint8)
     frame, token = 0, 0
     for segment, sample in enumerate(samples):
@@ -155,7 +154,7 @@ class WorldRows:
             if sample is not None:
                 samples.append(sample)
                 left -= len(sample.frames)
-        return lay_row(samples, stage, self.vocabulary)
+        return lay_row(samples, stage, self.vision, self.vocabulary)
 
     def _dialogue(self, world: worlds.World, rng: np.random.Generator) -> Sample | None:
         dialogue = worlds.sample_dialogue(world, rng, self.weights)
@@ -247,7 +246,7 @@ class VideoRows:
                 logging.warning("left out: %s", error)
                 continue
             samples.append(Sample(self.protocol.render(turns_of(dialogue, len(frames))), frames))
-        return lay_row(samples, self.stage) if samples else self._empty()
+        return lay_row(samples, self.stage, self.vision)
 
     def _frames(self, dialogue: Dialogue) -> np.ndarray:
         size, limit = self.vision.image_size, self.num_frames(dialogue)
@@ -258,11 +257,6 @@ class VideoRows:
                 if len(frames) == limit:
                     break
         return np.stack(frames)
-
-    def _empty(self) -> dict[str, np.ndarray]:
-        row = lay_row([], self.stage)
-        size = self.vision.image_size
-        return row | {"frames": np.zeros((self.stage.frames, size, size, 3), np.uint8)}
 
 
 def batches(rows: WorldRows | VideoRows, batch: int, seed: int, workers: int) -> grain.DatasetIterator:

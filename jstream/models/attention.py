@@ -23,7 +23,7 @@ def attend(
         q_BTNH: queries; N is a multiple of K.
         k_BSKH, v_BSKH: keys and values.
         mask_BTS: bool: whether query t may see key s. A row that sees nothing (padding) gives a finite, meaningless
-        output.
+            output.
 
     Returns:
         [B, T, N, H], in the dtype of the queries.

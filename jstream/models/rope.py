@@ -18,7 +18,7 @@ def rotary_angles(
 
     Args:
         rope_positions: int32 [3, B, T]: time, height and width; all three equal for text and for plain rotary
-        positions.
+            positions.
         head_dim: H.
         theta: base of the frequencies.
         mrope_section: pairs turned by each of the three; () uses the first row for all.

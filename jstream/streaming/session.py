@@ -223,8 +223,7 @@ class Session:
         self.reset()
         self._warm_up()
 
-    # --------------------------------------------------------------------------------------------------- the public
-    # face
+    # ----------------------------------------------------------------------------------------------- the public face
 
     def reset(self) -> None:
         """Forgets the stream and starts another; nothing is compiled again."""
@@ -301,8 +300,9 @@ class Session:
         """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces."""
         longest = self._buckets[-1]
         while len(chunk) > longest:
-            piece, chunk = chunk[: min(longest, len(chunk) - longest)], chunk[min(longest, len(chunk) - longest) :]
-            self._step_text(piece, longest)
+            size = min(longest, len(chunk) - longest)
+            self._step_text(chunk[:size], longest)
+            chunk = chunk[size:]
         bucket = next(size for size in self._buckets if len(chunk) <= size)
         arguments = (*self._chunk_arguments(chunk, bucket), image[None], np.asarray(self._turns == 0))
         self._state, probs = self._program("frame", bucket)(self.model.params, self._state, *arguments)
