@@ -42,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
         ("narration", 2.0), ("event_caption", 2.5), ("action_caption", 1.0), ("forward_grounding", 2.5),
         ("backward_grounding", 3.5), ("tsqa", 5.0), ("mixed", 1.5),
     )  # fmt: skip
+    lessons = (
+        ("quiz", 5.0), ("narration", 1.0), ("event_caption", 1.5), ("action_caption", 2.0), ("forward_grounding", 2.5),
+        ("backward_grounding", 0.5), ("tsqa", 1.0), ("mixed", 0.5),
+    )  # fmt: skip
     everything = ObjectiveConfig(states="ce", words=0.1, happenings=0.3)
     stages = (
         StageConfig(
@@ -59,6 +63,14 @@ def get_config() -> ml_collections.ConfigDict:
         StageConfig(
             steps=640, rows=2, frames=128, tokens=2944, min_seconds=20, max_seconds=120, learning_rate=1e-3,
             decay=0.8, final_rate=0.02, objective=everything, weights=last_mix,
+        ),
+        StageConfig(
+            steps=2000, rows=4, frames=40, tokens=1024, min_seconds=12, max_seconds=40, learning_rate=2e-3,
+            decay=0.3, final_rate=0.4, train_vision=False, objective=everything, weights=lessons,
+        ),
+        StageConfig(
+            steps=1000, rows=2, frames=128, tokens=3072, min_seconds=20, max_seconds=120, learning_rate=1e-3,
+            decay=0.8, final_rate=0.02, objective=everything, weights=lessons,
         ),
     )  # fmt: skip
     config = TrainConfig(

@@ -189,7 +189,7 @@ def test_consecutive_frames_of_every_motion_differ():
 
 
 def test_dialogues_are_in_order_and_one_reply_falls_into_a_frame():
-    for task in worlds.TASKS:
+    for task in worlds.TASKS | worlds.LESSONS:
         made = dialogues_of(task)
         assert len(made) > 100, task
         for world, dialogue in made:
@@ -250,7 +250,7 @@ def test_questions_are_answered_at_once_and_updated_only_when_the_answer_changes
 
 def test_counts_and_colours_are_those_of_the_moment():
     checked = collections.Counter()
-    for world, dialogue in dialogues_of("tsqa"):
+    for world, dialogue in dialogues_of("tsqa") + dialogues_of("quiz"):
         for query in dialogue.queries:
             answer = next(r.text for r in dialogue.responses if r.time == query.time)
             frame = query.time - 1
@@ -259,10 +259,24 @@ def test_counts_and_colours_are_those_of_the_moment():
                 assert answer == f"{len(over)}."
                 checked["count"] += 1
             elif "colour" in query.text:
-                (thing,) = [t for t in world.things(frame) if f" {t.kind}" in query.text]
-                assert answer == f"{thing.colour.capitalize()}."
-                checked["colour"] += 1
+                seen = [t for t in world.things(frame) if f" {t.kind}" in query.text]  # none while it is hidden
+                assert [answer] * len(seen) == [f"{t.colour.capitalize()}." for t in seen] and len(seen) < 2
+                checked["colour"] += len(seen)
     assert min(checked["count"], checked["colour"]) > 20
+
+
+def test_a_quiz_asks_of_all_sorts_and_often():
+    sorts, queries, seconds = collections.Counter(), 0, 0
+    for world, dialogue in dialogues_of("quiz"):
+        queries, seconds = queries + len(dialogue.queries), seconds + world.duration
+        for query in dialogue.queries:
+            sorts.update(word for word in ("colour", "jumps", "objects", "ago", "did", "now") if word in query.text)
+    assert queries / seconds > 0.2
+    assert len(sorts) == 6 and min(sorts.values()) > 50, sorts
+
+
+def test_lessons_are_for_training_alone():
+    assert not worlds.LESSONS.keys() & (worlds.TASKS.keys() | worlds.DEFAULT_WEIGHTS.keys())
 
 
 def test_states_are_near_twelve_three_two():

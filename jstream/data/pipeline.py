@@ -132,9 +132,9 @@ class WorldRows:
         self.seed, self.stage, self.number, self.protocol, self.vision = seed, stage, number, protocol, vision
         self.vocabulary = vocabulary_ids(protocol)
         self.weights = dict(stage.weights) or worlds.DEFAULT_WEIGHTS
-        unknown = self.weights.keys() - worlds.TASKS.keys()
-        if unknown or not any(weight > 0 for weight in self.weights.values()):
-            raise ConfigError(f"stage.weights: expected shares of {', '.join(worlds.TASKS)}, found {self.weights}")
+        tasks = worlds.TASKS | worlds.LESSONS
+        if self.weights.keys() - tasks.keys() or not any(weight > 0 for weight in self.weights.values()):
+            raise ConfigError(f"stage.weights: expected shares of {', '.join(tasks)}, found {self.weights}")
 
     def __len__(self) -> int:
         return self.stage.steps * self.stage.rows

@@ -14,13 +14,14 @@ from jstream.data.world.scene import (
     WorldConfig,
     generator,
 )
-from jstream.data.world.tasks import DEFAULT_WEIGHTS, TASKS, make_dialogue, sample_dialogue
+from jstream.data.world.tasks import DEFAULT_WEIGHTS, LESSONS, TASKS, make_dialogue, sample_dialogue
 from jstream.data.world.write import WorldError, write_video, write_worlds
 
 __all__ = [
     "COLOURS",
     "DEFAULT_WEIGHTS",
     "KINDS",
+    "LESSONS",
     "RGB",
     "SIZES",
     "TASKS",

@@ -179,10 +179,10 @@ def forward_grounding(world: World, rng: Rng):
     return queries, responses
 
 
-def backward_grounding(world: World, rng: Rng):
-    """Queries at any time after their events, each answered at once."""
-    queries, responses, taken = [], [], set()
-    for number in rng.permutation(len(world.events))[: _pick(rng, NUM_QUERIES)]:
+def _backward(world: World, rng: Rng, wanted: int, taken: set[int]) -> tuple[list[Query], list[Response]]:
+    """Up to `wanted` questions about events that are over, in frames that nothing else is said in."""
+    queries, responses = [], []
+    for number in rng.permutation(len(world.events))[:wanted]:
         event = world.events[number]
         frame = _between(rng, min(event.end_frame + 1, world.duration - 1), world.duration - 1)
         begun = [e for e in _same(world, event) if e.start_frame <= frame]
@@ -191,6 +191,11 @@ def backward_grounding(world: World, rng: Rng):
             queries.append(Query(_pick(rng, BACKWARD).format(name=event.name, do=event.do), frame + 1))
             responses.append(Response(_when(event), time=frame + 1))
     return queries, responses
+
+
+def backward_grounding(world: World, rng: Rng):
+    """Queries at any time after their events, each answered at once."""
+    return _backward(world, rng, _pick(rng, NUM_QUERIES), set())
 
 
 # ------------------------------------------------------------------------------------------- questions about time
@@ -314,16 +319,21 @@ def _said(questions: Sequence[Question]) -> tuple[list[Query], list[Response]]:
     return queries, [Response(text, time=frame + 1) for q in questions for frame, text in q.answers]
 
 
+def _changing(world: World, rng: Rng) -> list[Question]:
+    """A question from the first third of the video, whose answer changes where one can be found; none at worst."""
+    question = None
+    for _ in range(8):
+        frame = _between(rng, 0, world.duration // 3)
+        question = _pick(rng, CHANGING)(world, rng, frame)
+        if question is not None and len(question.answers) > 1:
+            break
+    return [] if question is None else [question]
+
+
 def tsqa(world: World, rng: Rng):
     """At most one question whose answer changes, kept up to date, and others that are answered once."""
     wanted = _pick(rng, NUM_QUERIES)
-    changing = None
-    for _ in range(8):
-        frame = _between(rng, 0, world.duration // 3)
-        changing = _pick(rng, CHANGING)(world, rng, frame)
-        if changing is not None and len(changing.answers) > 1:
-            break
-    questions = [] if changing is None else [changing]
+    questions = _changing(world, rng)
     taken = {frame for q in questions for frame, _ in q.answers}
     return _said(questions + _one_offs(world, rng, wanted - len(questions), taken))
 
@@ -340,12 +350,30 @@ def mixed(world: World, rng: Rng):
     return [Query(_pick(rng, NARRATION), 1), *queries], told + responses
 
 
+# ------------------------------------------------------------------------------------------- lessons
+
+
+def quiz(world: World, rng: Rng):
+    """As many questions as a teacher would ask and no user: about every other frame one, of all that is asked above.
+
+    A frame costs far more than a question, so this is where looking things up in the past is learned.
+    """
+    wanted = max(1, int(world.duration * (0.15 + 0.35 * rng.random())))
+    questions = _changing(world, rng)
+    taken = {frame for q in questions for frame, _ in q.answers}
+    queries, responses = _backward(world, rng, wanted // 2, taken)
+    more, answers = _said(questions + _one_offs(world, rng, wanted - len(queries), taken))
+    return queries + more, responses + answers
+
+
 # ------------------------------------------------------------------------------------------- the table of tasks
 
 TASKS: dict[str, Callable] = {
     task.__name__: task
     for task in (narration, event_caption, action_caption, forward_grounding, backward_grounding, tsqa, mixed)
 }
+
+LESSONS: dict[str, Callable] = {"quiz": quiz}  # for training alone
 
 # With these, Silence : Standby : Response over many dialogues is about 12 : 3 : 2.
 DEFAULT_WEIGHTS = {
@@ -364,7 +392,7 @@ def make_dialogue(world: World, task: str, rng: Rng, video: str = "") -> Dialogu
 
     Args:
         world: what the video shows.
-        task: a key of `TASKS`.
+        task: a key of `TASKS` or `LESSONS`.
         rng: draws the moments and the words.
         video: path of the video, for the record.
 
@@ -374,9 +402,9 @@ def make_dialogue(world: World, task: str, rng: Rng, video: str = "") -> Dialogu
     Raises:
         ValueError: for an unknown task.
     """
-    if task not in TASKS:
-        raise ValueError(f"expected a task among {', '.join(TASKS)}, found {task!r}")
-    queries, responses = TASKS[task](world, rng) or ((), ())
+    if task not in TASKS | LESSONS:
+        raise ValueError(f"expected a task among {', '.join(TASKS | LESSONS)}, found {task!r}")
+    queries, responses = (TASKS | LESSONS)[task](world, rng) or ((), ())
     if not queries:
         return None
     given = lambda r: r.time if r.end is None else r.end + 1
