@@ -14,15 +14,15 @@ from jstream.config import (
     ModelConfig,
     ObjectiveConfig,
     ProtocolConfig,
+    SiglipConfig,
     StageConfig,
     TrainConfig,
-    VisionConfig,
     to_dict,
 )
 
 
 def get_config() -> ml_collections.ConfigDict:
-    vision = VisionConfig(
+    vision = SiglipConfig(
         image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
         mlp_dim=384, grid=3, pooled_token=True,
     )  # fmt: skip

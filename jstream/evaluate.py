@@ -43,7 +43,7 @@ def main() -> None:
         "num_videos": _NUM_VIDEOS.value,
         "checkpoint": _CHECKPOINT.value or "bundled",
     }
-    size = model.config.vision.image_size
+    size = max(model.config.vision.frame_size)
     report = world.evaluate(session, samples, _OUT.value, about, size, rendered=_RENDERED.value, progress=True)
     print(world.table(report))
     print(f"done: {_OUT.value}")

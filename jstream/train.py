@@ -21,7 +21,8 @@ from jstream import command
 from jstream.config import ConfigError, StageConfig, TrainConfig, from_dict, to_dict
 from jstream.data import pipeline, world
 from jstream.data.world.labels import WORDS
-from jstream.protocols.streamo import Streamo, make_tokenizer
+from jstream.protocols import make_protocol, make_tokenizer
+from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer
 from jstream.training.optimizer import learning_rate, make_optimizer
 from jstream.training.step import TrainState, init_state, train_step
@@ -65,7 +66,7 @@ def keep_config(path: pathlib.Path, config: TrainConfig) -> None:
         raise ConfigError(f"{path}: the run there has {before}, not {now}; use its config or another --workdir")
 
 
-def make_rows(config: TrainConfig, number: int, protocol: Streamo) -> pipeline.WorldRows | pipeline.VideoRows:
+def make_rows(config: TrainConfig, number: int, protocol: StreamProtocol) -> pipeline.WorldRows | pipeline.VideoRows:
     stage = config.stages[number]
     if config.dialogues:
         return pipeline.VideoRows(config.dialogues, stage, protocol, config.model.vision, config.seed)
@@ -132,7 +133,7 @@ def main() -> None:
         else:
             tokenizer = make_tokenizer(config.protocol, world_texts(config.seed), config.model.decoder.vocab_size)
         tokenizer.save(tokenizer_path)
-    protocol = Streamo(config.protocol, Tokenizer.load(tokenizer_path), config.model.vision.tokens_per_frame)
+    protocol = make_protocol(config.protocol, Tokenizer.load(tokenizer_path), config.model.vision.tokens_per_frame)
     rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
     optimizer = make_optimizer(config)
     state = init_state(config.model, optimizer, jax.random.key(config.seed), len(WORDS))
@@ -169,7 +170,7 @@ def _run_stage(
     step: int,
     end: int,
     batches: grain.DatasetIterator,
-    protocol: Streamo,
+    protocol: StreamProtocol,
     optimizer,
     progress: Progress,
     checkpoints: RunCheckpoints,
@@ -183,7 +184,7 @@ def _run_stage(
             batch,
             config=config.model,
             objective=stage.objective,
-            state_ids=protocol.state_ids,
+            state_ids=protocol.decision_ids,
             optimizer=optimizer,
             train_vision=stage.train_vision,
         )

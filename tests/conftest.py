@@ -1,5 +1,6 @@
 """What every test shares: JAX on the CPU unless told otherwise, the shared data, and no silent skips on CI."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
@@ -10,6 +11,9 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SKIPPED: list[str] = []  # on CI: what was skipped and may not be
+
+# The reference implementations are an extra of their own; without them their tests are not there.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,15 @@ from jstream.config import (
     ModelConfig,
     ObjectiveConfig,
     ProtocolConfig,
+    SiglipConfig,
     StageConfig,
     TrainConfig,
-    VisionConfig,
     to_dict,
 )
 
 
 def get_config() -> ml_collections.ConfigDict:
-    vision = VisionConfig(
+    vision = SiglipConfig(
         image_size=24, patch_size=12, stem_width=4, temporal_patch_size=2, width=16, num_layers=1, num_heads=2,
         mlp_dim=16, grid=2, pooled_token=True,
     )  # fmt: skip

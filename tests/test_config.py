@@ -13,9 +13,9 @@ from jstream.config import (
     ModelConfig,
     ObjectiveConfig,
     ProtocolConfig,
+    SiglipConfig,
     StageConfig,
     TrainConfig,
-    VisionConfig,
     from_dict,
     to_dict,
 )
@@ -23,7 +23,7 @@ from jstream.config import (
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TRAIN = TrainConfig(
     model=ModelConfig(
-        VisionConfig(image_size=32, patch_size=8, pooled_token=False),
+        SiglipConfig(image_size=32, patch_size=8, pooled_token=False),
         DecoderConfig(head_dim=16, mrope_section=(2, 3, 3), qkv_bias=True),
     ),
     protocol=ProtocolConfig(system="Watch. 🦙\n"),
@@ -44,7 +44,7 @@ def error_of(cls, values):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("config", [TRAIN, TRAIN.model, TRAIN.stages[1], VisionConfig(), ProtocolConfig()])
+@pytest.mark.parametrize("config", [TRAIN, TRAIN.model, TRAIN.stages[1], SiglipConfig(), ProtocolConfig()])
 def test_a_config_is_the_same_after_a_trip_through_json(config):
     read = from_dict(type(config), json.loads(json.dumps(to_dict(config))))
     assert read == config
@@ -52,12 +52,12 @@ def test_a_config_is_the_same_after_a_trip_through_json(config):
 
 
 def test_what_is_left_out_takes_its_default():
-    assert from_dict(ModelConfig, {"vision": {"width": 64}}) == ModelConfig(vision=VisionConfig(width=64))
+    assert from_dict(ModelConfig, {"vision": {"width": 64}}) == ModelConfig(vision=SiglipConfig(width=64))
     assert from_dict(StageConfig, {"steps": 1, "rows": 2, "frames": 30, "tokens": 4}) == StageConfig(1, 2, 30, 4)
 
 
 def test_a_dataclass_may_stand_where_an_object_is_expected():
-    assert from_dict(ModelConfig, {"vision": VisionConfig(width=64)}).vision.width == 64
+    assert from_dict(ModelConfig, {"vision": SiglipConfig(width=64)}).vision.width == 64
 
 
 def test_a_whole_number_may_stand_for_a_float():
@@ -84,18 +84,18 @@ def test_an_unknown_key_names_the_nearest_one(values, message):
 @pytest.mark.parametrize(
     ("values", "where", "expected"),
     [
-        ({"width": "64"}, "VisionConfig.width", "int"),
-        ({"width": 64.0}, "VisionConfig.width", "int"),
-        ({"width": True}, "VisionConfig.width", "int"),
-        ({"width": None}, "VisionConfig.width", "int"),
-        ({"norm_eps": "small"}, "VisionConfig.norm_eps", "float"),
-        ({"norm_eps": True}, "VisionConfig.norm_eps", "float"),
-        ({"pooled_token": 1}, "VisionConfig.pooled_token", "bool"),
-        ({"pooled_token": "yes"}, "VisionConfig.pooled_token", "bool"),
+        ({"width": "64"}, "SiglipConfig.width", "int"),
+        ({"width": 64.0}, "SiglipConfig.width", "int"),
+        ({"width": True}, "SiglipConfig.width", "int"),
+        ({"width": None}, "SiglipConfig.width", "int"),
+        ({"norm_eps": "small"}, "SiglipConfig.norm_eps", "float"),
+        ({"norm_eps": True}, "SiglipConfig.norm_eps", "float"),
+        ({"pooled_token": 1}, "SiglipConfig.pooled_token", "bool"),
+        ({"pooled_token": "yes"}, "SiglipConfig.pooled_token", "bool"),
     ],
 )
 def test_a_value_of_another_type_is_an_error(values, where, expected):
-    assert error_of(VisionConfig, values) == f"{where}: expected {expected}, found {next(iter(values.values()))!r}"
+    assert error_of(SiglipConfig, values) == f"{where}: expected {expected}, found {next(iter(values.values()))!r}"
 
 
 def test_a_wrong_value_deep_inside_is_named_with_its_path():
@@ -118,8 +118,8 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
     ("cls", "values"),
     [
-        (VisionConfig, {"image_size": 100, "patch_size": 16}),
-        (VisionConfig, {"image_size": 42, "patch_size": 14, "stem_width": 8}),
+        (SiglipConfig, {"image_size": 100, "patch_size": 16}),
+        (SiglipConfig, {"image_size": 42, "patch_size": 14, "stem_width": 8}),
         (DecoderConfig, {"num_heads": 6, "num_kv_heads": 4}),
         (DecoderConfig, {"head_dim": 128, "mrope_section": [16, 24, 23]}),
     ],
@@ -130,14 +130,14 @@ def test_numbers_that_do_not_fit_together_are_an_error(cls, values):
 
 
 def test_a_frame_has_its_grid_of_tokens_and_perhaps_the_pooled_one():
-    assert VisionConfig(grid=3, pooled_token=True).tokens_per_frame == 10
-    assert VisionConfig(grid=3, pooled_token=False).tokens_per_frame == 9
-    assert VisionConfig(grid=0, pooled_token=True).tokens_per_frame == 1
+    assert SiglipConfig(grid=3, pooled_token=True).tokens_per_frame == 10
+    assert SiglipConfig(grid=3, pooled_token=False).tokens_per_frame == 9
+    assert SiglipConfig(grid=0, pooled_token=True).tokens_per_frame == 1
 
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        VisionConfig().width = 3
+        SiglipConfig().width = 3
 
 
 def test_the_tiny_configuration_builds():

@@ -13,7 +13,9 @@ from jstream.data import world as worlds
 from jstream.data.dialogue import read_raw
 from jstream.evals import world as bench
 from jstream.evals.metrics import Reply, bootstrap, f1, interval_iou, match_replies, ratio
-from jstream.protocols.streamo import RESPONSE, SILENCE, STANDBY, STATES, Streamo, Turn, make_tokenizer, turns_of
+from jstream.protocols import make_tokenizer
+from jstream.protocols.protocol import RESPONSE, SILENCE, STANDBY, STATES, Turn
+from jstream.protocols.streamo import Streamo, turns_of
 from jstream.streaming.event import Event
 
 WORLD = worlds.make_world(5, 0)

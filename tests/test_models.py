@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jstream.config import DecoderConfig, ModelConfig, VisionConfig
+from jstream.config import DecoderConfig, ModelConfig, SiglipConfig
 from jstream.models import rope
 from jstream.models.attention import attend, attend_causal, position_mask
 from jstream.models.cache import EMPTY, CacheFullError, advance, empty_cache, require_room
@@ -18,7 +18,7 @@ from jstream.models.siglip import Siglip, pooling_matrix
 from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
 
 PLAIN = ModelConfig(
-    VisionConfig(
+    SiglipConfig(
         image_size=24, patch_size=8, width=16, num_layers=1, num_heads=2, mlp_dim=32, grid=2, stem_width=8,
         temporal_patch_size=2,
     ),

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jstream.config import DecoderConfig, ModelConfig, ProtocolConfig, VisionConfig
+from jstream.config import DecoderConfig, ModelConfig, ProtocolConfig, SiglipConfig
 from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.models.rope import rope_positions
 from jstream.models.video_lm import VideoLM, init_params, stack_frames
-from jstream.protocols.streamo import RESPONSE, STANDBY, Streamo, Turn, make_tokenizer
+from jstream.protocols import make_tokenizer
+from jstream.protocols.protocol import RESPONSE, STANDBY, Turn
+from jstream.protocols.streamo import Streamo
 from jstream.streaming import session as session_module
 from jstream.streaming.session import Session
 
@@ -26,7 +28,7 @@ TINY_TEMPLATE = ProtocolConfig(
 
 @functools.cache
 def make_model(mrope_section=(), temporal=1, pooled=False, template=TINY_TEMPLATE, seed=0) -> Model:
-    vision = VisionConfig(
+    vision = SiglipConfig(
         image_size=24, patch_size=12, stem_width=4, temporal_patch_size=temporal, width=16, num_layers=1, num_heads=2,
         mlp_dim=16, grid=2, pooled_token=pooled,
     )  # fmt: skip
@@ -64,7 +66,7 @@ class Watcher(Session):
 
 def _scripted(protocol, decisions):
     class Scripted(Streamo):
-        def decide(self, probs, threshold=None):
+        def decide(self, scores, threshold=None, asked=False):
             return next(decisions)
 
     return Scripted(protocol.config, protocol.tokenizer, protocol.tokens_per_frame)

@@ -9,21 +9,13 @@ import tokenizers
 from jstream.config import ProtocolConfig
 from jstream.data import world as worlds
 from jstream.data.dialogue import Dialogue, DialogueError, Query, Response, read_raw
+from jstream.protocols import make_tokenizer
+from jstream.protocols.protocol import NOT_LEARNED, RESPONSE, SILENCE, STANDBY, STATE, STATES, TEXT, Turn, span_in
 from jstream.protocols.streamo import (
-    NOT_LEARNED,
-    RESPONSE,
-    SILENCE,
-    STANDBY,
-    STATE,
     STATE_TOKENS,
-    STATES,
     SYSTEM_PROMPT,
-    TEXT,
     Streamo,
-    Turn,
     from_stream_format,
-    make_tokenizer,
-    span_in,
     to_stream_format,
     turns_of,
 )
@@ -286,7 +278,6 @@ def test_a_message_that_does_not_fit_is_named(number, message, expected):
 )
 def test_a_span_is_read_from_a_reply(reply, span):
     assert span_in(reply) == span
-    assert Streamo.start_in(reply) == (None if span is None else span[0])
 
 
 def test_without_a_threshold_the_most_probable_state_is_decided(tiny):

@@ -8,7 +8,8 @@ import pytest
 from jstream.config import ProtocolConfig
 from jstream.data import world as worlds
 from jstream.data.world.labels import WORDS
-from jstream.protocols.streamo import STATE_TOKENS, make_tokenizer, special_tokens
+from jstream.protocols import make_tokenizer, special_tokens
+from jstream.protocols.streamo import STATE_TOKENS
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError, train_tokenizer
 
 TINY = ProtocolConfig(

@@ -21,7 +21,8 @@ from jstream.data.dialogue import Dialogue, Query, Response, write_raw
 from jstream.data.world.labels import WORDS
 from jstream.data.world.write import write_video
 from jstream.models.rope import packed_rope_positions, rope_positions
-from jstream.protocols.streamo import Streamo, make_tokenizer, turns_of
+from jstream.protocols import make_tokenizer
+from jstream.protocols.streamo import Streamo, turns_of
 from jstream.training.optimizer import make_optimizer, stage_schedule
 from jstream.training.step import batch_loss, init_state, train_step
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jstream.data import video
-from jstream.data.video import Frame, VideoError, letterbox, open_video, paced
+from jstream.data.frames import letterbox
+from jstream.data.video import Frame, VideoError, open_video, paced
 
 SHARED = pathlib.Path(os.environ.get("JSTREAM_SHARED") or pathlib.Path(__file__).parents[2] / "shared") / "data"
 RATES = (1, 2, 0.7)

@@ -4,13 +4,13 @@ A row is a pure function of its index, made in a worker process: the video is de
 protocol renders the dialogue, and both are laid side by side. grain shuffles, batches, prefetches and remembers where
 it was. A batch holds, for B rows of F frame slots and T token slots:
 
-    frames       uint8 [B, F, S, S, 3]      the sampled frames of the row's dialogues, one after the other
+    frames       uint8 [B, F, H, W, 3]      the sampled frames of the row's dialogues, one after the other
     first        bool  [B, F]               frames that open a dialogue
     decisions    int32 [B, F]               the token slot where the frame's turn is decided; −1 for an unused slot
     tokens       int32 [B, T]               rendered dialogues; is_frame bool [B, T] marks the placeholders
     positions    int32 [B, T]               index inside the dialogue, −1 for padding
     segments     int32 [B, T]               which dialogue of the row
-    labels       int32 [B, T], kinds int8   what each position predicts (`protocols.streamo.Rendering`)
+    labels       int32 [B, T], kinds int8   what each position predicts (`protocols.protocol.Rendering`)
     vocabulary   int32 [B, W]               ids of the words of the auxiliary labels, where the source has them:
     words        uint8 [B, F, grid², W]     what each cell of the frame shows
     happenings   uint8 [B, F, 2, W]         events in progress, events just over
@@ -29,12 +29,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from jstream.config import ConfigError, StageConfig, VisionConfig
+from jstream.config import ConfigError, SiglipConfig, StageConfig, VisionConfig
 from jstream.data import world as worlds
 from jstream.data.dialogue import Dialogue, DialogueError, read_raw
-from jstream.data.video import VideoError, letterbox, open_video
+from jstream.data.frames import fit
+from jstream.data.video import VideoError, open_video
 from jstream.data.world.labels import WORDS, scene_labels
-from jstream.protocols.streamo import Rendering, Streamo, turns_of
+from jstream.protocols.protocol import Rendering, StreamProtocol
+from jstream.protocols.streamo import turns_of
 
 _OPEN_ROWS = 64  # that a dialogue may still go into: enough to fill rows well, and linear in the number of dialogues
 VISION_CLIP = 6  # consecutive frames of one video where the vision tower is trained alone; the first is context only
@@ -46,7 +48,7 @@ class Sample:
 
     Attributes:
         rendering: tokens of the whole dialogue, one turn a frame.
-        frames: uint8 [F, S, S, 3].
+        frames: uint8 [F, H, W, 3].
         words: uint8 [F, grid², W]; happenings: uint8 [F, 2, W]; None where the source has no such labels.
     """
 
@@ -60,9 +62,8 @@ def lay_row(
     samples: Sequence[Sample], stage: StageConfig, vision: VisionConfig, vocabulary: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Packs samples into one row; a dialogue with too many tokens is cut behind its last whole turn that fits."""
-    size = vision.image_size
     row = {
-        "frames": np.zeros((stage.frames, size, size, 3), np.uint8),
+        "frames": np.zeros((stage.frames, *vision.frame_size, 3), np.uint8),
         "first": np.zeros(stage.frames, bool),
         "decisions": np.full(stage.frames, -1, np.int32),
         "tokens": np.zeros(stage.tokens, np.int32),
@@ -72,7 +73,7 @@ def lay_row(
         "labels": np.zeros(stage.tokens, np.int32),
         "kinds": np.zeros(stage.tokens, np.int8),
     }
-    if vocabulary is not None:
+    if vocabulary is not None and isinstance(vision, SiglipConfig):
         row["vocabulary"] = vocabulary
         row["words"] = np.zeros((stage.frames, vision.grid**2, len(vocabulary)), np.uint8)
         row["happenings"] = np.zeros((stage.frames, 2, len(vocabulary)), np.uint8)
@@ -89,7 +90,7 @@ def lay_row(
         row["decisions"][frames] = rendering.decisions[:num_frames] + token if stage.tokens else 0
         if not stage.tokens:
             row["decisions"][frame] = -1  # what moves shows from the second frame of a clip on
-        if vocabulary is not None and sample.words is not None and sample.happenings is not None:
+        if "words" in row and sample.words is not None and sample.happenings is not None:
             row["words"][frames] = sample.words[:num_frames]
             row["happenings"][frames] = sample.happenings[:num_frames]
         if stage.tokens:
@@ -107,7 +108,7 @@ def lay_row(
 # ----------------------------------------------------------------------------------------------------------- the world
 
 
-def vocabulary_ids(protocol: Streamo) -> np.ndarray:
+def vocabulary_ids(protocol: StreamProtocol) -> np.ndarray:
     """int32 [W]: the token of each word of the auxiliary labels, as it stands inside a sentence."""
     ids = [protocol.tokenizer.encode(" " + word) for word in WORDS]
     split = [word for word, tokens in zip(WORDS, ids, strict=True) if len(tokens) != 1]
@@ -128,9 +129,9 @@ class WorldRows:
         number: of the stage, so that stages see different worlds.
     """
 
-    def __init__(self, seed: int, stage: StageConfig, number: int, protocol: Streamo, vision: VisionConfig):
+    def __init__(self, seed: int, stage: StageConfig, number: int, protocol: StreamProtocol, vision: VisionConfig):
         self.seed, self.stage, self.number, self.protocol, self.vision = seed, stage, number, protocol, vision
-        self.vocabulary = vocabulary_ids(protocol)
+        self.vocabulary = vocabulary_ids(protocol) if stage.objective.needs_names else None
         self.weights = dict(stage.weights) or worlds.DEFAULT_WEIGHTS
         tasks = worlds.TASKS | worlds.LESSONS
         if self.weights.keys() - tasks.keys() or not any(weight > 0 for weight in self.weights.values()):
@@ -176,9 +177,11 @@ class WorldRows:
         return self._sample(world, range(start, start + VISION_CLIP), rendering)
 
     def _sample(self, world: worlds.World, times: range, rendering: Rendering) -> Sample:
-        render = worlds.Renderer(world, self.vision.image_size)
+        render = worlds.Renderer(world, max(self.vision.frame_size))
+        frames = np.stack([fit(render(float(t)), self.vision) for t in times])
+        if self.vocabulary is None or not isinstance(self.vision, SiglipConfig):
+            return Sample(rendering, frames)
         words, happenings = zip(*(scene_labels(world, t, self.vision.grid) for t in times), strict=True)
-        frames = np.stack([render(float(t)) for t in times])
         return Sample(rendering, frames, np.stack(words), np.stack(happenings))
 
 
@@ -198,7 +201,12 @@ class VideoRows:
     """
 
     def __init__(
-        self, path: str | pathlib.Path, stage: StageConfig, protocol: Streamo, vision: VisionConfig, seed: int = 0
+        self,
+        path: str | pathlib.Path,
+        stage: StageConfig,
+        protocol: StreamProtocol,
+        vision: VisionConfig,
+        seed: int = 0,
     ):
         self.stage, self.protocol, self.vision = stage, protocol, vision
         self.folder = pathlib.Path(path).parent
@@ -249,11 +257,11 @@ class VideoRows:
         return lay_row(samples, self.stage, self.vision)
 
     def _frames(self, dialogue: Dialogue) -> np.ndarray:
-        size, limit = self.vision.image_size, self.num_frames(dialogue)
+        limit = self.num_frames(dialogue)
         frames = []
         with open_video(self.folder / dialogue.video) as video:
             for frame in video:
-                frames.append(letterbox(frame.image, size))
+                frames.append(fit(frame.image, self.vision))
                 if len(frames) == limit:
                     break
         return np.stack(frames)

@@ -467,37 +467,6 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def letterbox(image: np.ndarray, size: int) -> np.ndarray:
-    """Scales the longer side to `size`, keeping the aspect, and centres the picture on black, as VideoLLM-online does.
-
-    Args:
-        image: [H, W, 3] uint8.
-        size: pixels of each side.
-
-    Returns:
-        [size, size, 3] uint8; the image itself if it has that size. Area-averaged down, bicubic up; bit-exact.
-
-    Raises:
-        ValueError: the image is not as above, or size is below 1.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape or size < 1:
-        raise ValueError(f"expected uint8 [H, W, 3] and a size above 0, found {image.dtype} {image.shape} and {size}")
-    height, width = image.shape[:2]
-    if height == width == size:
-        return image
-    longest = max(height, width)
-    height, width = (max(1, round(side * size / longest)) for side in (height, width))
-    # RGB planes under the name of 4:4:4 planes: swscale filters each alone, where it would take RGB through YUV.
-    planes = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(2, 0, 1)), format="yuv444p")
-    method = Interpolation.AREA if size < longest else Interpolation.BICUBIC
-    flags = int(method | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
-    scaled = planes.reformat(width, height, interpolation=flags, threads=1).to_ndarray()
-    out = np.zeros((size, size, 3), np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
-    out[top : top + height, left : left + width] = scaled.transpose(1, 2, 0)
-    return out
-
-
 class Paced:
     """Plays frames at the speed of a clock, as a camera would: each no earlier than its time after the iteration began.
 

@@ -20,7 +20,8 @@ from jstream.config import ConfigError
 from jstream.data import world as worlds
 from jstream.data.video import Frame, VideoError, open_video
 from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, interval_iou, match_replies, ratio
-from jstream.protocols.streamo import STATES, Streamo, Turn, span_in, turns_of
+from jstream.protocols.protocol import STATES, StreamProtocol, Turn, span_in
+from jstream.protocols.streamo import turns_of
 from jstream.streaming.event import Event
 from jstream.streaming.session import capacity_for
 
@@ -108,7 +109,7 @@ def make_samples(seed: int, num_videos: int, tasks: Sequence[str] = TASKS) -> li
     return samples
 
 
-def room_for(samples: Sequence[Sample], protocol: Streamo, max_new_tokens: int) -> int:
+def room_for(samples: Sequence[Sample], protocol: StreamProtocol, max_new_tokens: int) -> int:
     """Tokens a cache must hold so that no sample fills it, even by a model that speaks at length in every turn."""
 
     def tokens(sample: Sample) -> int:

@@ -1,4 +1,4 @@
-"""The decoder: Llama 3, Qwen2.5 or a tiny model of the same build, by configuration.
+"""The decoder: Llama 3, Qwen2.5, Qwen3 or a tiny model of the same build, by configuration.
 
 One forward serves training (whole packed rows, no cache) and the live stream (a few new tokens against a cache). Layers
 are unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
@@ -24,9 +24,11 @@ class SelfAttention(nn.Module):
         project = lambda heads, name: nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x_BTD).reshape(
             batch, length, heads, c.head_dim
         )
-        q_BTNH = rope.rotate(project(c.num_heads, "q_proj"), angles)
-        k_BTKH = rope.rotate(project(c.num_kv_heads, "k_proj"), angles)
+        q_BTNH, k_BTKH = project(c.num_heads, "q_proj"), project(c.num_kv_heads, "k_proj")
         v_BTKH = project(c.num_kv_heads, "v_proj")
+        if c.qk_norm:
+            q_BTNH, k_BTKH = RMSNorm(c.norm_eps, name="q_norm")(q_BTNH), RMSNorm(c.norm_eps, name="k_norm")(k_BTKH)
+        q_BTNH, k_BTKH = rope.rotate(q_BTNH, angles), rope.rotate(k_BTKH, angles)
         if cache is None:
             out = attention.attend_causal(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT)
         else:
@@ -82,7 +84,8 @@ class Decoder(nn.Module):
         """One forward.
 
         Args:
-            embeds_BTD: token embeddings with frame tokens in place.
+            embeds_BTD: token embeddings with frame tokens in place; with deep layers [B, T, (1 + deep_layers) · D],
+                behind the embedding what is added after each of the first layers.
             positions_BT: int32: index in the stream (or in the segment), EMPTY for padding.
             rope_positions: int32 [3, B, T] (`rope.rope_positions`).
             segments_BT: int32: which dialogue of a packed row; needed without a cache.
@@ -93,12 +96,14 @@ class Decoder(nn.Module):
             Hidden states after the final norm [B, T, D], and the cache.
         """
         c = self.config
-        angles = rope.rotary_angles(rope_positions, c.head_dim, c.rope_theta, c.mrope_section)
+        angles = rope.rotary_angles(rope_positions, c.head_dim, c.rope_theta, c.mrope_section, c.mrope_interleaved)
         if cache is not None:
             cache = write_positions(cache, positions_BT)
         elif segments_BT is None:
             segments_BT = jnp.zeros_like(positions_BT)
-        x_BTD = embeds_BTD
+        x_BTD, *deep = jnp.split(embeds_BTD, 1 + c.deep_layers, axis=-1)
         for index, layer in enumerate(self.layers):
             x_BTD, cache = layer(x_BTD, angles, positions_BT, segments_BT, cache, index)
+            if index < c.deep_layers:
+                x_BTD += deep[index]
         return self.norm(x_BTD), cache

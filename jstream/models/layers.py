@@ -26,12 +26,13 @@ class SwiGLU(nn.Module):
     """The gated feed-forward of Llama: down(silu(gate(x)) · up(x))."""
 
     hidden: int
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = nn.Dense(self.hidden, use_bias=False, name="gate_proj")(x)
-        up = nn.Dense(self.hidden, use_bias=False, name="up_proj")(x)
-        return nn.Dense(x.shape[-1], use_bias=False, name="down_proj")(nn.silu(gate) * up)
+        gate = nn.Dense(self.hidden, use_bias=self.use_bias, name="gate_proj")(x)
+        up = nn.Dense(self.hidden, use_bias=self.use_bias, name="up_proj")(x)
+        return nn.Dense(x.shape[-1], use_bias=self.use_bias, name="down_proj")(nn.silu(gate) * up)
 
 
 class MLP(nn.Module):

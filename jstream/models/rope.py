@@ -12,7 +12,11 @@ import numpy as np
 
 
 def rotary_angles(
-    rope_positions: jax.Array, head_dim: int, theta: float, mrope_section: tuple[int, ...] = ()
+    rope_positions: jax.Array,
+    head_dim: int,
+    theta: float,
+    mrope_section: tuple[int, ...] = (),
+    interleaved: bool = False,
 ) -> jax.Array:
     """Angles of every pair of head dimensions.
 
@@ -22,6 +26,8 @@ def rotary_angles(
         head_dim: H.
         theta: base of the frequencies.
         mrope_section: pairs turned by each of the three; () uses the first row for all.
+        interleaved: height and width take every third pair from the fastest on, until each has its number
+            (Qwen3-VL); else time, height and width have a stretch each (Qwen2-VL).
 
     Returns:
         f32 [B, T, H/2].
@@ -30,6 +36,10 @@ def rotary_angles(
     if not mrope_section:
         return rope_positions[0].astype(jnp.float32)[..., None] * frequencies
     axis = np.repeat(np.arange(3), mrope_section)  # which of the three turns this pair
+    if interleaved:
+        axis = np.zeros(head_dim // 2, np.int32)
+        for spatial in (1, 2):
+            axis[spatial : 3 * mrope_section[spatial] : 3] = spatial
     return jnp.moveaxis(rope_positions, 0, -1).astype(jnp.float32)[..., axis] * frequencies
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from jstream.config import VisionConfig
+from jstream.config import SiglipConfig
 from jstream.models.layers import MLP
 
 
@@ -32,7 +32,7 @@ class EncoderAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    config: VisionConfig
+    config: SiglipConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ class EncoderLayer(nn.Module):
 class PoolingHead(nn.Module):
     """SigLIP's multi-head attention pooling: a learned probe reads all patches."""
 
-    config: VisionConfig
+    config: SiglipConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def pooling_matrix(size: int, grid: int) -> np.ndarray:
 class Siglip(nn.Module):
     """Frames to frame features."""
 
-    config: VisionConfig
+    config: SiglipConfig
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jstream.config import ModelConfig
+from jstream.config import ModelConfig, QwenVisionConfig
 from jstream.models.cache import Cache
 from jstream.models.decoder import Decoder
 from jstream.models.projector import Projector
+from jstream.models.qwen_vision import QwenVision
 from jstream.models.siglip import Siglip
 
 
@@ -22,17 +23,25 @@ class VideoLM(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        self.vision = Siglip(self.config.vision)
-        self.projector = Projector(self.config.decoder.width)
+        if isinstance(self.config.vision, QwenVisionConfig):
+            self.vision = QwenVision(self.config.vision)
+            self.projector = lambda x: x  # its merger is one
+        else:
+            self.vision = Siglip(self.config.vision)
+            self.projector = Projector(self.config.decoder.width)
         self.decoder = Decoder(self.config.decoder)
 
     def embed_frames(self, images: jax.Array) -> jax.Array:
-        """uint8 [N, H, W, 3 · temporal_patch_size] → frame tokens [N, M, D]."""
+        """uint8 [N, H, W, 3 · num_images] → frame tokens [N, M, E].
+
+        E is D, or with deep layers (1 + deep_layers) · D: the token, then what is added to it behind the first layers.
+        """
         return self.projector(self.vision(images))
 
     def embed_text(self, tokens_BT: jax.Array) -> jax.Array:
-        """int32 [B, T] → [B, T, D]."""
-        return self.decoder.embed(tokens_BT)
+        """int32 [B, T] → [B, T, E]; nothing is added to text behind the first layers."""
+        embeds = self.decoder.embed(tokens_BT)
+        return jnp.pad(embeds, ((0, 0), (0, 0), (0, self.config.decoder.deep_layers * embeds.shape[-1])))
 
     def embed_tokens(self, tokens_BT: jax.Array, is_frame_BT: jax.Array, frame_tokens: jax.Array) -> jax.Array:
         """Embeds text and puts frame tokens in their places.
@@ -40,14 +49,15 @@ class VideoLM(nn.Module):
         Args:
             tokens_BT: int32; the id at a placeholder does not matter.
             is_frame_BT: bool: the placeholders; the i-th one of a row takes the i-th frame token of that row.
-            frame_tokens: [B, I, D].
+            frame_tokens: [B, I, E].
 
         Returns:
-            [B, T, D].
+            [B, T, E].
         """
         index_BT = jnp.clip(jnp.cumsum(is_frame_BT, axis=1) - 1, 0, frame_tokens.shape[1] - 1)
         placed = jnp.take_along_axis(frame_tokens, index_BT[..., None], axis=1)
-        return jnp.where(is_frame_BT[..., None], placed, self.decoder.embed(tokens_BT))
+        embeds = self.embed_text(jnp.where(is_frame_BT, 0, tokens_BT))  # a placeholder may lie past the vocabulary
+        return jnp.where(is_frame_BT[..., None], placed, embeds)
 
     def hidden(
         self,
@@ -65,7 +75,8 @@ class VideoLM(nn.Module):
 
     def __call__(self, images: jax.Array, tokens_BT: jax.Array) -> jax.Array:
         """Logits of one whole text with no cache; used to make params, which need every module to run once."""
-        frame_tokens = self.embed_frames(images).reshape(1, -1, self.config.decoder.width)
+        frame_tokens = self.embed_frames(images)
+        frame_tokens = frame_tokens.reshape(1, -1, frame_tokens.shape[-1])
         is_frame = jnp.zeros(tokens_BT.shape, bool)
         positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         embeds = self.embed_tokens(tokens_BT, is_frame, frame_tokens)
@@ -79,8 +90,7 @@ def run(config: ModelConfig, params: Any, *arguments: Any, method: str) -> Any:
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     """Fresh params: a nested dict of f32 arrays."""
-    vision = config.vision
-    images = jnp.zeros((1, vision.image_size, vision.image_size, 3 * vision.temporal_patch_size), jnp.uint8)
+    images = jnp.zeros((1, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
     return dict(VideoLM(config).init(key, images, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
@@ -89,7 +99,7 @@ def abstract_params(config: ModelConfig) -> dict[str, Any]:
     return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
 
 
-def stack_frames(frames: jax.Array, first: jax.Array, temporal_patch_size: int) -> jax.Array:
+def stack_frames(frames: jax.Array, first: jax.Array, num_images: int) -> jax.Array:
     """Gives every frame the one before it, where patches see two.
 
     Args:
@@ -97,9 +107,9 @@ def stack_frames(frames: jax.Array, first: jax.Array, temporal_patch_size: int) 
         first: bool [B, F]: frames that open a stream; they are their own predecessor.
 
     Returns:
-        uint8 [B, F, H, W, 3 · temporal_patch_size].
+        uint8 [B, F, H, W, 3 · num_images].
     """
-    if temporal_patch_size == 1:
+    if num_images == 1:
         return frames
     before = jnp.roll(frames, 1, axis=1)
     before = jnp.where(first[:, :, None, None, None], frames, before)

@@ -13,15 +13,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jstream.config import ProtocolConfig
 from jstream.data.dialogue import Dialogue, DialogueError, Query, Response
-from jstream.protocols.tokenizer import Tokenizer, train_tokenizer
+from jstream.protocols.protocol import RESPONSE, SILENCE, STANDBY, STATE, STATES, TEXT, Rendering, Turn, lay_labels
+from jstream.protocols.tokenizer import Tokenizer
 
-STATES = ("silence", "standby", "response")
-STATE_TOKENS = ("</Silence>", "</Standby>", "</Response>")
-SILENCE, STANDBY, RESPONSE = range(3)
+STATE_TOKENS = ("</Silence>", "</Standby>", "</Response>")  # of STATES, in order
 
 # The prompt Streamo's weights are trained with (maifoundations/Streamo, `scripts/convert_streaming_video.py`); a
 # format, verbatim.
@@ -47,52 +48,20 @@ Do not provide partial answers or speculate beyond the given information.
 Whenever you deliver an answer, begin with </Response>.
 """  # noqa: W291
 
-# What a position predicts.
-NOT_LEARNED, TEXT, STATE = range(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """What one frame brings.
-
-    Attributes:
-        start, end: seconds the turn stands for, as its label says.
-        query: what the user says in it, or None.
-        state: index into STATES.
-        reply: the words, where the state is RESPONSE.
-    """
-
-    start: float
-    end: float
-    query: str | None = None
-    state: int = SILENCE
-    reply: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendering:
-    """A whole dialogue as tokens, with what each position predicts.
-
-    Attributes:
-        tokens: int32 [T].
-        is_frame: bool [T]: placeholders of frame tokens.
-        labels: int32 [T]: the token that position t predicts (already shifted); 0 where nothing is learned.
-        kinds: int8 [T]: NOT_LEARNED, TEXT or STATE.
-        decisions: int32 [F]: the position at which each turn's state is decided.
-        ends: int32 [F]: one past the last token of each turn.
-    """
-
-    tokens: np.ndarray
-    is_frame: np.ndarray
-    labels: np.ndarray
-    kinds: np.ndarray
-    decisions: np.ndarray
-    ends: np.ndarray
-
 
 def label_of(turn: Turn) -> str:
     """The seconds a turn stands for, as the model reads them: `<12s-13s>`, or with up to three decimals."""
     return f"<{round(turn.start, 3):.12g}s-{round(turn.end, 3):.12g}s>"
+
+
+@dataclasses.dataclass(frozen=True)
+class StateScores:
+    """The probability of each state, f32 [3], from the logits f32 [V] behind a turn."""
+
+    state_ids: tuple[int, ...]
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.softmax(logits[jnp.asarray(self.state_ids)])
 
 
 class Streamo:
@@ -104,7 +73,8 @@ class Streamo:
         tokens_per_frame: M.
     """
 
-    states = STATES
+    name = "streamo"
+    own_tokens = STATE_TOKENS
 
     def __init__(self, config: ProtocolConfig, tokenizer: Tokenizer, tokens_per_frame: int):
         self.config = config
@@ -114,6 +84,8 @@ class Streamo:
         self.frame_id = tokenizer.special(config.frame_token)
         self.close = tokenizer.encode_template(config.assistant_close)
         self.end_id = self.close[0]
+        self.decision_ids = self.state_ids
+        self.scores = StateScores(self.state_ids)
         # what a reply can hold: text and its end, but no other special token
         self.unspoken_ids = tuple(sorted(set(tokenizer.specials.values()) - {self.end_id}))
         self.prefix: list[int] = []
@@ -132,6 +104,10 @@ class Streamo:
             *[self.frame_id] * self.tokens_per_frame,
             *t.encode_template(c.frame_close + c.user_close + c.assistant_open),
         ]
+
+    def open_reply(self, turn: Turn) -> list[int]:
+        """Tokens between a decision to speak and the first word."""
+        return [self.state_ids[RESPONSE]]
 
     def close_turn(self, state: int, reply: Sequence[int] = ()) -> list[int]:
         """Tokens of a decision, its reply (`encode_reply`) and the turn's end."""
@@ -161,52 +137,22 @@ class Streamo:
                 labelled += [(len(tokens) + i, label, TEXT) for i, label in enumerate([*reply, self.end_id])]
             tokens += self.close_turn(turn.state, reply)
             ends.append(len(tokens))
-        labels, kinds = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int8)
-        for position, label, kind in labelled:
-            labels[position], kinds[position] = label, kind
-        ids = np.asarray(tokens, np.int32)
-        index = lambda positions: np.asarray(positions, np.int32)
-        return Rendering(ids, ids == self.frame_id, labels, kinds, index(decisions), index(ends))
+        return lay_labels(tokens, self.frame_id, labelled, decisions, ends)
 
-    def decide(self, probs: Sequence[float], threshold: float | None = None) -> int:
+    def probs(self, scores: Sequence[float]) -> dict[str, float]:
+        return dict(zip(STATES, scores, strict=True))
+
+    def decide(self, scores: Sequence[float], threshold: float | None = None, asked: bool = False) -> int:
         """The state: the most probable one, or with a threshold RESPONSE exactly when its probability reaches it.
 
         Args:
-            probs: of STATES, in order.
+            scores: of STATES, in order.
             threshold: in [0, 1], or None.
+            asked: does not matter here: the model has read the question and may wait.
         """
         if threshold is None:
-            return int(np.argmax(probs))
-        return RESPONSE if probs[RESPONSE] >= threshold else int(np.argmax(probs[:RESPONSE]))
-
-    @staticmethod
-    def start_in(reply: str) -> float | None:
-        """The beginning of the span that a reply names ("From 3s to 7s.", "<3s-7s>"), in seconds, or None."""
-        span = span_in(reply)
-        return None if span is None else span[0]
-
-
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\s*(?:-|–|to|until)\s*(\d+(?:\.\d+)?)\s*s")
-
-
-def span_in(reply: str) -> tuple[float, float] | None:
-    """The first span of seconds that a reply names, or None."""
-    found = _SPAN.search(reply)
-    return (float(found[1]), float(found[2])) if found else None
-
-
-def special_tokens(config: ProtocolConfig) -> list[str]:
-    """Every special token of the protocol and its chat template, for a tokenizer that is trained with them."""
-    template = "".join(
-        getattr(config, f.name) for f in dataclasses.fields(config) if f.name.endswith(("_open", "_close"))
-    )
-    return [*dict.fromkeys([*re.findall(r"<\|[^|]+\|>", template), config.frame_token, *STATE_TOKENS])]
-
-
-def make_tokenizer(config: ProtocolConfig, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Trains a small tokenizer on texts and on the labels of a few minutes of turns."""
-    labels = [f"<{i}s-{i + 1}s>\n" for i in range(200)] * 20
-    return train_tokenizer([config.system, *labels, *texts], vocab_size, special_tokens(config))
+            return int(np.argmax(scores))
+        return RESPONSE if scores[RESPONSE] >= threshold else int(np.argmax(scores[:RESPONSE]))
 
 
 # ----------------------------------------------------------------------------------------- dialogues to turns and back

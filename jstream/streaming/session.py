@@ -12,7 +12,7 @@ to each of them.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,18 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jstream.config import ModelConfig
-from jstream.data.video import Frame, letterbox
+from jstream.data.frames import fit
+from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models import cache as kv
 from jstream.models.rope import rope_positions
 from jstream.models.video_lm import abstract_params, run
-from jstream.protocols.streamo import RESPONSE, Streamo, Turn
+from jstream.protocols.protocol import RESPONSE, SILENCE, STATES, StreamProtocol, Turn, span_in
 from jstream.streaming.event import Event
 
 MAX_QUERY = 2000  # characters; a question is a sentence, not a document
 
 
-def capacity_for(protocol: Streamo, num_turns: int, queries: Iterable[str] = (), reply_tokens: int = 64) -> int:
+def capacity_for(protocol: StreamProtocol, num_turns: int, queries: Iterable[str] = (), reply_tokens: int = 64) -> int:
     """Tokens a cache must hold for a stream of so many turns, whatever it says.
 
     Args:
@@ -54,7 +55,7 @@ class StreamState:
 
     Attributes:
         cache: everything the decoder has seen.
-        last_image: uint8 [1, S, S, 3]: the newest frame, for patches that see two.
+        last_image: uint8 [1, H, W, 3]: the newest frame, for patches that see two.
     """
 
     cache: kv.Cache
@@ -63,8 +64,8 @@ class StreamState:
 
 def fresh_state(config: ModelConfig, capacity: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
     """The state before the first frame, with room for `capacity` tokens."""
-    size = config.vision.image_size
-    return StreamState(kv.empty_cache(config.decoder, 1, capacity, dtype), jnp.zeros((1, size, size, 3), jnp.uint8))
+    last_image = jnp.zeros((1, *config.vision.frame_size, 3), jnp.uint8)
+    return StreamState(kv.empty_cache(config.decoder, 1, capacity, dtype), last_image)
 
 
 def forward_chunk(
@@ -82,7 +83,7 @@ def forward_chunk(
     Args:
         tokens: int32 [1, T], padded behind `count` (int32 []) real ones.
         rope: int32 [3, 1, T]: rotary positions.
-        is_frame, frame_tokens: bool [1, T] and [1, M, D], where the chunk holds a frame.
+        is_frame, frame_tokens: bool [1, T] and [1, M, E], where the chunk holds a frame.
 
     Returns:
         The cache, advanced by `count`, and the logits f32 [V] behind the last real token.
@@ -101,7 +102,7 @@ def forward_chunk(
 
 def step_frame(
     config: ModelConfig,
-    state_ids: tuple[int, ...],
+    scores: Callable[[jax.Array], jax.Array],
     frame_id: int,
     params: Any,
     state: StreamState,
@@ -114,18 +115,18 @@ def step_frame(
     """A turn up to its decision: vision tower, projector and one forward.
 
     Args:
-        image: uint8 [1, S, S, 3].
+        image: uint8 [1, H, W, 3].
         first: bool []: whether it opens the stream.
 
     Returns:
-        The next state and the probability of each state of the protocol, f32 [|S|].
+        The next state and the protocol's scores of the decision, a few f32.
     """
     clip = image
-    if config.vision.temporal_patch_size == 2:
+    if config.vision.num_images == 2:
         clip = jnp.concatenate([jnp.where(first, image, state.last_image), image], axis=-1)
     frame_tokens = run(config, params, clip, method="embed_frames")
     cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope, tokens == frame_id, frame_tokens)
-    return StreamState(cache, image), jax.nn.softmax(logits[jnp.asarray(state_ids)])
+    return StreamState(cache, image), scores(logits)
 
 
 def step_text(
@@ -148,7 +149,7 @@ def step_text(
         The next state and the token that follows, int32 []: the most probable one, or a sample at temperature > 0.
     """
     cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope)
-    logits = logits.at[jnp.asarray(unspoken_ids)].set(-jnp.inf)
+    logits = logits.at[jnp.asarray(unspoken_ids, jnp.int32)].set(-jnp.inf)
     sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
     token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
     return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
@@ -158,7 +159,7 @@ def step_text(
 def compile_step(
     kind: str,
     config: ModelConfig,
-    state_ids: tuple[int, ...],
+    scores: Callable[[jax.Array], jax.Array],
     frame_id: int,
     unspoken_ids: tuple[int, ...],
     capacity: int,
@@ -174,9 +175,8 @@ def compile_step(
     state = jax.eval_shape(lambda: fresh_state(config, capacity))
     chunk = (abstract((1, bucket), jnp.int32), abstract((), jnp.int32), abstract((3, 1, bucket), jnp.int32))
     if kind == "frame":
-        size = config.vision.image_size
-        step = functools.partial(step_frame, config, state_ids, frame_id)
-        rest = (abstract((1, size, size, 3), jnp.uint8), abstract((), jnp.bool_))
+        step = functools.partial(step_frame, config, scores, frame_id)
+        rest = (abstract((1, *config.vision.frame_size, 3), jnp.uint8), abstract((), jnp.bool_))
     else:
         step = functools.partial(step_text, config, unspoken_ids)
         rest = (abstract((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
@@ -263,23 +263,23 @@ class Session:
         turn = Turn(frame.time, frame.time + 1 / self.fps, query)
         chunk = [*self._pending, *self.protocol.open_turn(turn)]
         kv.require_room(self._length, self._slots_of(chunk), self._capacity)
-        image = letterbox(frame.image, self.model.config.vision.image_size)
-        probs = self._see_chunk(chunk, image)
+        image = fit(frame.image, self.model.config.vision)
+        scores = self._see_chunk(chunk, image)
         self._queries.clear()
         self._turns += 1
 
-        state, text = self.protocol.decide(probs, self.threshold), None
+        state, text = self.protocol.decide(scores, self.threshold, asked=query is not None), None
         if state == RESPONSE:
-            reply = self._reply()
-            text = self.protocol.decode_reply(reply)
+            text = self.protocol.decode_reply(self._reply(self.protocol.open_reply(turn)))
         else:
             self._pending = self.protocol.close_turn(state)
+        span = span_in(text) if text is not None else None
         return Event(
             time=frame.time,
-            state=self.protocol.states[state],
-            probs=dict(zip(self.protocol.states, probs, strict=True)),
+            state=STATES[state],
+            probs=self.protocol.probs(scores),
             text=text,
-            start=None if text is None else self.protocol.start_in(text),
+            start=None if span is None else span[0],
             latency=time.perf_counter() - begin,
         )
 
@@ -287,10 +287,15 @@ class Session:
 
     @functools.cached_property
     def _buckets(self) -> tuple[int, int]:
-        """Chunk lengths that programs are compiled for: a turn without a question, and one with."""
-        silent = len(self.protocol.close_turn(0)) + len(self.protocol.open_turn(Turn(100, 101)))
+        """Lengths of chunks with a frame that programs are compiled for: a turn without a question, and one with."""
+        silent = len(self.protocol.close_turn(SILENCE)) + len(self.protocol.open_turn(Turn(100, 101)))
         silent = -(-silent // 8) * 8
         return silent, silent + 40
+
+    @functools.cached_property
+    def _text_buckets(self) -> tuple[int, ...]:
+        """The same for chunks of text: a word of a reply, what opens a reply, and a long question."""
+        return tuple(sorted({1, len(self.protocol.open_reply(Turn(100, 101))), self._buckets[-1]}))
 
     def _slots_of(self, chunk: Sequence[int]) -> int:
         """Cache slots a chunk touches, the padding of its last piece included."""
@@ -301,31 +306,38 @@ class Session:
         longest = self._buckets[-1]
         while len(chunk) > longest:
             size = min(longest, len(chunk) - longest)
-            self._step_text(chunk[:size], longest)
+            self._step_text(chunk[:size])
             chunk = chunk[size:]
         bucket = next(size for size in self._buckets if len(chunk) <= size)
         arguments = (*self._chunk_arguments(chunk, bucket), image[None], np.asarray(self._turns == 0))
-        self._state, probs = self._program("frame", bucket)(self.model.params, self._state, *arguments)
-        return np.asarray(probs).tolist()
+        self._state, scores = self._program("frame", bucket)(self.model.params, self._state, *arguments)
+        return np.asarray(scores).tolist()
 
-    def _reply(self) -> list[int]:
-        """Generates the reply of a response; leaves what closes the turn pending."""
-        token, reply = self.protocol.state_ids[RESPONSE], []
+    def _reply(self, opening: list[int]) -> list[int]:
+        """Generates a reply behind the tokens that open it; leaves what closes the turn pending."""
+        tokens, reply = opening, []
         while True:
-            if self._length == self._capacity:  # cut here; the next frame will find the cache full
-                self._pending = [token, *self.protocol.close]
+            slots = 1 if len(tokens) == 1 else self._slots_of(tokens)
+            if self._length + slots > self._capacity:
+                self._pending = [*tokens, *self.protocol.close]  # cut here; the next frame will find the cache full
                 return reply
-            token_after = int(self._step_text([token], 1))
-            if token_after == self.protocol.end_id:
+            token = int(self._step_text(tokens))
+            if token == self.protocol.end_id:
                 self._pending = list(self.protocol.close)
                 return reply
-            reply.append(token_after)
+            reply.append(token)
             if len(reply) == self.max_new_tokens:  # cut: its last token has not been fed yet
-                self._pending = [token_after, *self.protocol.close]
+                self._pending = [token, *self.protocol.close]
                 return reply
-            token = token_after
+            tokens = [token]
 
-    def _step_text(self, tokens: list[int], bucket: int) -> jax.Array:
+    def _step_text(self, tokens: list[int]) -> jax.Array:
+        """Feeds text, in pieces where it is long; the token that follows."""
+        longest = self._text_buckets[-1]
+        if len(tokens) > longest:
+            self._step_text(tokens[:longest])
+            return self._step_text(tokens[longest:])
+        bucket = next(size for size in self._text_buckets if len(tokens) <= size)
         self._key, key = jax.random.split(self._key) if self._temperature else (self._key, self._key)
         arguments = (*self._chunk_arguments(tokens, bucket), self._temperature, key)
         self._state, token = self._program("text", bucket)(self.model.params, self._state, *arguments)
@@ -350,13 +362,13 @@ class Session:
     def _warm_up(self) -> None:
         for bucket in self._buckets:
             self._program("frame", bucket)
-        self._program("text", 1)
-        self._program("text", self._buckets[-1])
+        for bucket in self._text_buckets:
+            self._program("text", bucket)
 
     def _program(self, kind: str, bucket: int) -> Any:
         begin = time.perf_counter()
         dtype = jax.tree.leaves(self.model.params)[0].dtype
-        ids = (self.protocol.state_ids, self.protocol.frame_id, self.protocol.unspoken_ids)
-        program = compile_step(kind, self.model.config, *ids, self._capacity, bucket, dtype)
+        language = (self.protocol.scores, self.protocol.frame_id, self.protocol.unspoken_ids)
+        program = compile_step(kind, self.model.config, *language, self._capacity, bucket, dtype)
         self.compile_seconds += time.perf_counter() - begin
         return program

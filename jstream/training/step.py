@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jstream.config import ModelConfig, ObjectiveConfig
+from jstream.config import ModelConfig, ObjectiveConfig, SiglipConfig
 from jstream.models.rope import packed_rope_positions
 from jstream.models.video_lm import init_params, run, stack_frames
 from jstream.training import losses
@@ -98,9 +98,9 @@ def batch_loss(
         params = params | {"model": params["model"] | {"vision": frozen}}
     model = functools.partial(run, config, params["model"])
     batch_size, num_frames = batch["first"].shape
-    images = stack_frames(batch["frames"], batch["first"], config.vision.temporal_patch_size)
+    images = stack_frames(batch["frames"], batch["first"], config.vision.num_images)
     frame_tokens = model(images.reshape(-1, *images.shape[2:]), method="embed_frames")
-    frame_tokens = frame_tokens.reshape(batch_size, -1, config.decoder.width)
+    frame_tokens = frame_tokens.reshape(batch_size, -1, frame_tokens.shape[-1])
 
     loss, metrics = jnp.zeros(()), {}
     decided = jnp.zeros((batch_size, num_frames, config.decoder.width))
@@ -122,16 +122,19 @@ def batch_loss(
         decided = jnp.take_along_axis(hidden, jnp.maximum(batch["decisions"], 0)[..., None], axis=1)
 
     if objective.needs_names:
-        embeddings = model(batch["vocabulary"][0], method="embed_text")
+        width = config.decoder.width
+        embeddings = model(batch["vocabulary"][:1], method="embed_text")[0, :, :width]
         heads: Any = functools.partial(AuxiliaryHeads(config.decoder.width).apply, {"params": params["auxiliary"]})
         shown, happening = heads(
-            frame_tokens.reshape(batch_size, num_frames, -1, config.decoder.width),
+            frame_tokens.reshape(batch_size, num_frames, -1, frame_tokens.shape[-1])[..., :width],
             decided,
             embeddings,
         )
         valid = batch["decisions"] >= 0
         targets = batch["words"]
-        if config.vision.pooled_token:  # it names the events in progress, wherever they are
+        if (
+            isinstance(config.vision, SiglipConfig) and config.vision.pooled_token
+        ):  # it names the events in progress, wherever they are
             targets = jnp.concatenate([batch["happenings"][:, :, :1], targets], axis=2)
         words, metrics["words_f1"] = losses.naming_loss(
             shown, targets, jnp.broadcast_to(valid[..., None], shown.shape[:-1])

@@ -16,7 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, to_dict
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params
-from jstream.protocols.streamo import Streamo
+from jstream.protocols import make_protocol
+from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "tiny"
@@ -37,7 +38,11 @@ def one_device() -> jax.sharding.Sharding:
 
 
 def save_model(
-    path: str | pathlib.Path, config: ModelConfig, protocol: Streamo, params: Any, dtype: jnp.dtype = jnp.bfloat16
+    path: str | pathlib.Path,
+    config: ModelConfig,
+    protocol: StreamProtocol,
+    params: Any,
+    dtype: jnp.dtype = jnp.bfloat16,
 ) -> None:
     """Writes a model folder; it appears whole or not at all and takes the place of an earlier one.
 
@@ -85,13 +90,12 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: config.json does not describe a model: {error}") from None
     try:
-        protocol = Streamo(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
+        protocol = make_protocol(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from None
-    if protocol.tokenizer.vocab_size > config.decoder.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {protocol.tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
-        )
+    written = protocol.tokenizer.vocab_size - (protocol.frame_id >= config.decoder.vocab_size)  # no one reads that row
+    if written > config.decoder.vocab_size:
+        raise CheckpointError(f"{path}: the tokenizer has {written} ids, the model {config.decoder.vocab_size}")
     expected = abstract_params(config)
     try:
         found = ocp.metadata(str(path / "params")).metadata

@@ -1,0 +1,67 @@
+"""Frames to the size a vision tower takes: a square with black bars for SigLIP, the own aspect for Qwen."""
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation
+from PIL import Image
+
+from jstream.config import QwenVisionConfig, VisionConfig
+
+
+def fit(image: np.ndarray, vision: VisionConfig) -> np.ndarray:
+    """A frame as the tower was trained to see it.
+
+    Args:
+        image: [H, W, 3] uint8.
+        vision: says the size and the way there.
+
+    Returns:
+        [*vision.frame_size, 3] uint8; the image itself if it has that size.
+    """
+    if isinstance(vision, QwenVisionConfig):
+        return resize(image, *vision.frame_size)
+    return letterbox(image, vision.image_size)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Stretches a picture with Pillow's bicubic filter, as Qwen-VL's image processor does.
+
+    Raises:
+        ValueError: the image is not uint8 [H, W, 3].
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"expected uint8 [H, W, 3], found {image.dtype} {image.shape}")
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def letterbox(image: np.ndarray, size: int) -> np.ndarray:
+    """Scales the longer side to `size`, keeping the aspect, and centres the picture on black, as VideoLLM-online does.
+
+    Args:
+        image: [H, W, 3] uint8.
+        size: pixels of each side.
+
+    Returns:
+        [size, size, 3] uint8; the image itself if it has that size. Area-averaged down, bicubic up; bit-exact.
+
+    Raises:
+        ValueError: the image is not as above, or size is below 1.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape or size < 1:
+        raise ValueError(f"expected uint8 [H, W, 3] and a size above 0, found {image.dtype} {image.shape} and {size}")
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    longest = max(height, width)
+    height, width = (max(1, round(side * size / longest)) for side in (height, width))
+    # RGB planes under the name of 4:4:4 planes: swscale filters each alone, where it would take RGB through YUV.
+    planes = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(2, 0, 1)), format="yuv444p")
+    method = Interpolation.AREA if size < longest else Interpolation.BICUBIC
+    flags = int(method | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+    scaled = planes.reformat(width, height, interpolation=flags, threads=1).to_ndarray()
+    out = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    out[top : top + height, left : left + width] = scaled.transpose(1, 2, 0)
+    return out
