@@ -46,6 +46,10 @@ def get_config() -> ml_collections.ConfigDict:
         ("quiz", 5.0), ("narration", 1.0), ("event_caption", 1.5), ("action_caption", 2.0), ("forward_grounding", 2.5),
         ("backward_grounding", 0.5), ("tsqa", 1.0), ("mixed", 0.5),
     )  # fmt: skip
+    more_lessons = (
+        ("quiz", 7.0), ("narration", 1.0), ("event_caption", 1.0), ("action_caption", 2.0), ("forward_grounding", 2.5),
+        ("backward_grounding", 0.5), ("tsqa", 1.0), ("mixed", 0.5),
+    )  # fmt: skip
     everything = ObjectiveConfig(states="ce", words=0.1, happenings=0.3)
     stages = (
         StageConfig(
@@ -69,8 +73,13 @@ def get_config() -> ml_collections.ConfigDict:
             decay=0.3, final_rate=0.4, train_vision=False, objective=everything, weights=lessons,
         ),
         StageConfig(
-            steps=1000, rows=2, frames=128, tokens=3072, min_seconds=20, max_seconds=120, learning_rate=1e-3,
-            decay=0.8, final_rate=0.02, objective=everything, weights=lessons,
+            steps=1200, rows=4, frames=48, tokens=1216, min_seconds=12, max_seconds=48, seconds_per_event=3.5,
+            learning_rate=1.5e-3, decay=0.3, final_rate=0.5, train_vision=False, objective=everything,
+            weights=more_lessons,
+        ),
+        StageConfig(
+            steps=950, rows=2, frames=128, tokens=3072, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
+            learning_rate=1e-3, decay=0.8, final_rate=0.02, objective=everything, weights=lessons,
         ),
     )  # fmt: skip
     config = TrainConfig(
