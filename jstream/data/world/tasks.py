@@ -179,9 +179,7 @@ def forward_grounding(world: World, rng: Rng):
     return queries, responses
 
 
-def _backward(
-    world: World, rng: Rng, events: Sequence[Event], taken: set[int]
-) -> tuple[list[Query], list[Response]]:
+def _backward(world: World, rng: Rng, events: Sequence[Event], taken: set[int]) -> tuple[list[Query], list[Response]]:
     """A question about each of some events, at a frame after it that nothing else is said in; none without one."""
     queries, responses = [], []
     for event in events:
