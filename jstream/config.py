@@ -36,6 +36,8 @@ class VisionConfig:
         temporal_patch_size: frames a patch sees: 1, or 2 for this frame and the one before it.
         grid: the patches are averaged to grid × grid tokens.
         pooled_token: whether the attention-pooled token comes first; M = grid² + pooled_token.
+        token_positions: whether a learned vector tells the decoder which of the M tokens each is; SigLIP's own patch
+            positions hardly survive the averaging.
     """
 
     image_size: int = 384
@@ -49,6 +51,7 @@ class VisionConfig:
     temporal_patch_size: int = 1
     grid: int = 3
     pooled_token: bool = True
+    token_positions: bool = False
 
     def __post_init__(self):
         _require_positive(self, "vision", but=("stem_width", "grid", "num_layers"))

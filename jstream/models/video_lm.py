@@ -23,7 +23,8 @@ class VideoLM(nn.Module):
 
     def setup(self):
         self.vision = Siglip(self.config.vision)
-        self.projector = Projector(self.config.decoder.width)
+        vision = self.config.vision
+        self.projector = Projector(self.config.decoder.width, vision.tokens_per_frame if vision.token_positions else 0)
         self.decoder = Decoder(self.config.decoder)
 
     def embed_frames(self, images: jax.Array) -> jax.Array:

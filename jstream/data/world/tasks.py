@@ -353,18 +353,26 @@ def mixed(world: World, rng: Rng):
 # ------------------------------------------------------------------------------------------- lessons
 
 
-def quiz(world: World, rng: Rng):
-    """As many questions as a teacher would ask and no user: about every third frame one, of all that is asked above.
-
-    A frame costs far more than a question, so this is where looking things up in the past is learned.
-    """
-    wanted = max(1, int(world.duration * (0.15 + 0.35 * rng.random())))
-    questions = _changing(world, rng)
+def _asked(world: World, rng: Rng, wanted: int, questions: list[Question]):
+    """Some questions, and others of every kind up to `wanted` in all, each in a frame of its own."""
     taken = {frame for q in questions for frame, _ in q.answers}
     events = [_pick(rng, world.events) for _ in range(wanted)] if world.events else []  # about half find a frame
     queries, responses = _backward(world, rng, events, taken)
     more, answers = _said(questions + _one_offs(world, rng, wanted - len(queries), taken))
     return queries + more, responses + answers
+
+
+def quiz(world: World, rng: Rng):
+    """As many questions as a teacher would ask and no user: about every third frame one, of all that is asked above.
+
+    A frame costs far more than a question, so this is where looking things up in the past is learned.
+    """
+    return _asked(world, rng, max(1, int(world.duration * (0.15 + 0.35 * rng.random()))), _changing(world, rng))
+
+
+def drill(world: World, rng: Rng):
+    """A question in every frame that has one, each answered once."""
+    return _asked(world, rng, world.duration, [])
 
 
 # ------------------------------------------------------------------------------------------- the table of tasks
@@ -374,7 +382,7 @@ TASKS: dict[str, Callable] = {
     for task in (narration, event_caption, action_caption, forward_grounding, backward_grounding, tsqa, mixed)
 }
 
-LESSONS: dict[str, Callable] = {"quiz": quiz}  # for training alone
+LESSONS: dict[str, Callable] = {"quiz": quiz, "drill": drill}  # for training alone
 
 # With these, Silence : Standby : Response over many dialogues is about 12 : 3 : 2.
 DEFAULT_WEIGHTS = {
