@@ -24,7 +24,7 @@ from jstream.config import (
 def get_config() -> ml_collections.ConfigDict:
     vision = SiglipConfig(
         image_size=96, patch_size=12, stem_width=48, temporal_patch_size=2, width=128, num_layers=4, num_heads=4,
-        mlp_dim=384, grid=3, pooled_token=True,
+        mlp_dim=384, grid=3, pooled_token=True, token_positions=True,
     )  # fmt: skip
     decoder = DecoderConfig(
         vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
@@ -46,6 +46,15 @@ def get_config() -> ml_collections.ConfigDict:
         ("quiz", 5.0), ("narration", 1.0), ("event_caption", 1.5), ("action_caption", 2.0), ("forward_grounding", 2.5),
         ("backward_grounding", 0.5), ("tsqa", 1.0), ("mixed", 0.5),
     )  # fmt: skip
+    more_lessons = (
+        ("quiz", 7.0), ("narration", 1.0), ("event_caption", 1.0), ("action_caption", 2.0), ("forward_grounding", 2.5),
+        ("backward_grounding", 0.5), ("tsqa", 1.0), ("mixed", 0.5),
+    )  # fmt: skip
+    all_lessons = (
+        ("drill", 3.0), ("quiz", 2.5), ("narration", 1.0), ("event_caption", 1.5), ("action_caption", 2.0),
+        ("forward_grounding", 2.0), ("backward_grounding", 0.5), ("tsqa", 1.5), ("mixed", 0.5),
+    )  # fmt: skip
+    drills = (("drill", 8.0), ("forward_grounding", 1.0), ("event_caption", 0.5), ("action_caption", 0.5))
     everything = ObjectiveConfig(states="ce", words=0.1, happenings=0.3)
     stages = (
         StageConfig(
@@ -69,8 +78,21 @@ def get_config() -> ml_collections.ConfigDict:
             decay=0.3, final_rate=0.4, train_vision=False, objective=everything, weights=lessons,
         ),
         StageConfig(
-            steps=1000, rows=2, frames=128, tokens=3072, min_seconds=20, max_seconds=120, learning_rate=1e-3,
-            decay=0.8, final_rate=0.02, objective=everything, weights=lessons,
+            steps=460, rows=4, frames=48, tokens=1216, min_seconds=12, max_seconds=48, seconds_per_event=3.5,
+            learning_rate=1.5e-3, train_vision=False, objective=everything, weights=more_lessons,
+        ),
+        StageConfig(
+            steps=1300, rows=6, frames=20, tokens=736, min_seconds=10, max_seconds=20, seconds_per_event=2.5,
+            learning_rate=2e-3, decay=0.3, final_rate=0.5, train_vision=False, objective=everything,
+            weights=drills,
+        ),
+        StageConfig(
+            steps=300, rows=4, frames=48, tokens=1408, min_seconds=12, max_seconds=48, seconds_per_event=3.5,
+            learning_rate=1.5e-3, train_vision=False, objective=everything, weights=all_lessons,
+        ),
+        StageConfig(
+            steps=640, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
+            learning_rate=1.2e-3, decay=0.85, final_rate=0.02, objective=everything, weights=all_lessons,
         ),
     )  # fmt: skip
     config = TrainConfig(

@@ -38,6 +38,8 @@ class SiglipConfig:
         temporal_patch_size: frames a patch sees: 1, or 2 for this frame and the one before it.
         grid: the patches are averaged to grid × grid tokens.
         pooled_token: whether the attention-pooled token comes first; M = grid² + pooled_token.
+        token_positions: whether a learned vector tells the decoder which of the M tokens each is; SigLIP's own patch
+            positions hardly survive the averaging.
     """
 
     tower: str = "siglip"
@@ -52,6 +54,7 @@ class SiglipConfig:
     temporal_patch_size: int = 1
     grid: int = 3
     pooled_token: bool = True
+    token_positions: bool = False
 
     def __post_init__(self):
         if self.tower != "siglip":
@@ -349,6 +352,7 @@ class StageConfig:
         frames: frame slots a row.
         tokens: token slots a row; 0 where only the vision tower is trained.
         min_seconds, max_seconds: length of the generated videos.
+        seconds_per_event: from one event to the next in them, on average.
         learning_rate: peak of the stage.
         decay: share of the stage, at its end, over which the rate falls linearly to `final_rate` of the peak.
         train_vision: whether the vision tower learns; else it stays as it is, bit for bit.
@@ -362,6 +366,7 @@ class StageConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     min_seconds: int = 20
     max_seconds: int = 120
+    seconds_per_event: float = 6.0
     learning_rate: float = 1e-3
     decay: float = 0.0
     final_rate: float = 0.1
@@ -378,8 +383,10 @@ class StageConfig:
             )
         if self.tokens and self.frames < self.min_seconds:
             raise ConfigError(f"stage: expected frames ≥ min_seconds, found {self.frames} and {self.min_seconds}")
-        if not 0 <= self.decay <= 1 or not 0 <= self.final_rate <= 1 or self.learning_rate <= 0:
-            raise ConfigError("stage: expected learning_rate > 0, and decay and final_rate between 0 and 1")
+        if not 0 <= self.decay <= 1 or not 0 <= self.final_rate <= 1:
+            raise ConfigError("stage: expected decay and final_rate between 0 and 1")
+        if self.learning_rate <= 0 or self.seconds_per_event <= 0:
+            raise ConfigError("stage: expected learning_rate > 0 and seconds_per_event > 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
 PLAIN = ModelConfig(
     SiglipConfig(
         image_size=24, patch_size=8, width=16, num_layers=1, num_heads=2, mlp_dim=32, grid=2, stem_width=8,
-        temporal_patch_size=2,
+        temporal_patch_size=2, token_positions=True,
     ),
     DecoderConfig(
         vocab_size=37, width=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=48, rope_theta=100.0,

@@ -275,6 +275,13 @@ def test_a_quiz_asks_of_all_sorts_and_often():
     assert len(sorts) == 6 and min(sorts.values()) > 50, sorts
 
 
+def test_a_drill_asks_in_most_frames_and_answers_each_question_once():
+    made = dialogues_of("drill")
+    assert sum(len(d.queries) for _, d in made) / sum(world.duration for world, _ in made) > 0.6
+    for _, dialogue in made:
+        assert [q.time for q in dialogue.queries] == [r.time for r in dialogue.responses]
+
+
 def test_lessons_are_for_training_alone():
     assert not worlds.LESSONS.keys() & (worlds.TASKS.keys() | worlds.DEFAULT_WEIGHTS.keys())
 

@@ -148,7 +148,7 @@ class WorldRows:
             if left < (stage.min_seconds if stage.tokens else 1):
                 break
             longest = min(stage.max_seconds, left) if stage.tokens else stage.max_seconds
-            limits = worlds.WorldConfig(min_seconds=stage.min_seconds, max_seconds=longest)
+            limits = worlds.WorldConfig(stage.min_seconds, longest, stage.seconds_per_event)
             key = (index * stage.frames + number) * 16 + self.number
             world = worlds.make_world(self.seed, key, limits)
             sample = self._dialogue(world, rng) if stage.tokens else self._clip(world, rng)

@@ -23,12 +23,14 @@ class VideoLM(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        if isinstance(self.config.vision, QwenVisionConfig):
-            self.vision = QwenVision(self.config.vision)
+        vision = self.config.vision
+        if isinstance(vision, QwenVisionConfig):
+            self.vision = QwenVision(vision)
             self.projector = lambda x: x  # its merger is one
         else:
-            self.vision = Siglip(self.config.vision)
-            self.projector = Projector(self.config.decoder.width)
+            self.vision = Siglip(vision)
+            num_positions = vision.tokens_per_frame if vision.token_positions else 0
+            self.projector = Projector(self.config.decoder.width, num_positions)
         self.decoder = Decoder(self.config.decoder)
 
     def embed_frames(self, images: jax.Array) -> jax.Array:

@@ -179,11 +179,10 @@ def forward_grounding(world: World, rng: Rng):
     return queries, responses
 
 
-def _backward(world: World, rng: Rng, wanted: int, taken: set[int]) -> tuple[list[Query], list[Response]]:
-    """Up to `wanted` questions about events that are over, in frames that nothing else is said in."""
+def _backward(world: World, rng: Rng, events: Sequence[Event], taken: set[int]) -> tuple[list[Query], list[Response]]:
+    """A question about each of some events, at a frame after it that nothing else is said in; none without one."""
     queries, responses = [], []
-    for number in rng.permutation(len(world.events))[:wanted]:
-        event = world.events[number]
+    for event in events:
         frame = _between(rng, min(event.end_frame + 1, world.duration - 1), world.duration - 1)
         begun = [e for e in _same(world, event) if e.start_frame <= frame]
         if frame > event.end_frame and len(begun) == 1 and frame not in taken:
@@ -195,7 +194,8 @@ def _backward(world: World, rng: Rng, wanted: int, taken: set[int]) -> tuple[lis
 
 def backward_grounding(world: World, rng: Rng):
     """Queries at any time after their events, each answered at once."""
-    return _backward(world, rng, _pick(rng, NUM_QUERIES), set())
+    numbers = rng.permutation(len(world.events))[: _pick(rng, NUM_QUERIES)]
+    return _backward(world, rng, [world.events[number] for number in numbers], set())
 
 
 # ------------------------------------------------------------------------------------------- questions about time
@@ -353,17 +353,26 @@ def mixed(world: World, rng: Rng):
 # ------------------------------------------------------------------------------------------- lessons
 
 
+def _asked(world: World, rng: Rng, wanted: int, questions: list[Question]):
+    """Some questions, and others of every kind up to `wanted` in all, each in a frame of its own."""
+    taken = {frame for q in questions for frame, _ in q.answers}
+    events = [_pick(rng, world.events) for _ in range(wanted)] if world.events else []  # about half find a frame
+    queries, responses = _backward(world, rng, events, taken)
+    more, answers = _said(questions + _one_offs(world, rng, wanted - len(queries), taken))
+    return queries + more, responses + answers
+
+
 def quiz(world: World, rng: Rng):
-    """As many questions as a teacher would ask and no user: about every other frame one, of all that is asked above.
+    """As many questions as a teacher would ask and no user: about every third frame one, of all that is asked above.
 
     A frame costs far more than a question, so this is where looking things up in the past is learned.
     """
-    wanted = max(1, int(world.duration * (0.15 + 0.35 * rng.random())))
-    questions = _changing(world, rng)
-    taken = {frame for q in questions for frame, _ in q.answers}
-    queries, responses = _backward(world, rng, wanted // 2, taken)
-    more, answers = _said(questions + _one_offs(world, rng, wanted - len(queries), taken))
-    return queries + more, responses + answers
+    return _asked(world, rng, max(1, int(world.duration * (0.15 + 0.35 * rng.random()))), _changing(world, rng))
+
+
+def drill(world: World, rng: Rng):
+    """A question in every frame that has one, each answered once."""
+    return _asked(world, rng, world.duration, [])
 
 
 # ------------------------------------------------------------------------------------------- the table of tasks
@@ -373,7 +382,7 @@ TASKS: dict[str, Callable] = {
     for task in (narration, event_caption, action_caption, forward_grounding, backward_grounding, tsqa, mixed)
 }
 
-LESSONS: dict[str, Callable] = {"quiz": quiz}  # for training alone
+LESSONS: dict[str, Callable] = {"quiz": quiz, "drill": drill}  # for training alone
 
 # With these, Silence : Standby : Response over many dialogues is about 12 : 3 : 2.
 DEFAULT_WEIGHTS = {
