@@ -195,7 +195,7 @@ class QwenVisionConfig:
         """
         if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
             raise ConfigError(f"frames: expected an aspect of at most 200 : 1, found {height} × {width}")
-        rounded = [max(1, round(side / self.cell)) * self.cell for side in (height, width)]
+        rounded = [round(side / self.cell) * self.cell for side in (height, width)]
         if math.prod(rounded) > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
             rounded = [max(1, math.floor(side / shrink / self.cell)) * self.cell for side in (height, width)]
