@@ -6,7 +6,7 @@ from jstream.models.cache import CacheFullError
 from jstream.streaming.event import Event
 from jstream.streaming.session import Session
 from jstream.weights.checkpoint import BUNDLED, CheckpointError
-from jstream.weights.checkpoint import load_model as load
+from jstream.weights.published import load
 
 __all__ = [
     "BUNDLED",

@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 
+import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
@@ -21,10 +22,16 @@ from jstream.models.cache import CacheFullError
 from jstream.streaming.event import Asked
 from jstream.streaming.recording import Recording
 from jstream.streaming.session import MAX_QUERY, Session, capacity_for
-from jstream.weights.checkpoint import BUNDLED, load_model
+from jstream.weights.checkpoint import BUNDLED
+from jstream.weights.published import load
 
 _VIDEO = flags.DEFINE_string("video", "", "File or URL to watch; the bundled clip by default.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", str(BUNDLED), "Model folder; the bundled model by default.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", str(BUNDLED), "Model folder, ours or a published one, or hub id; the bundled model by default."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Of the params; by default bfloat16, float32 on a CPU."
+)
 _QUERY = flags.DEFINE_multi_string("query", [], 'What to ask, with the second to ask it at: "12:What colour is it?".')
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames a second the model sees.", lower_bound=0.01, upper_bound=60.0)
 _OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, captions.vtt and timeline.png.")
@@ -71,9 +78,10 @@ def main() -> None:
     if not texts:
         texts = json.loads((BUNDLED / "clip.json").read_text())["queries"] if bundled else [_DEFAULT_QUERY]
     waiting = sorted(map(parse_query, texts), key=lambda query: query.time)
-    model = load_model(_CHECKPOINT.value)
+    model = load(_CHECKPOINT.value, dtype=jnp.dtype(_DTYPE.value) if _DTYPE.value else None)
 
     with open_video(BUNDLED / "clip.mp4" if bundled else _VIDEO.value, fps=_FPS.value) as video:
+        model = model.for_frames(video.height, video.width)
         session = Session(
             model,
             capacity=_CAPACITY.value or automatic_capacity(model, video, waiting),

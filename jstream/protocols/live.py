@@ -9,6 +9,7 @@ the frame of its turn and answered at once. On its own the model speaks where th
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,8 @@ class Live:
         tokens_per_frame: M.
     """
 
-    name = "live"
-    own_tokens: tuple[str, ...] = ()
+    name: ClassVar[str] = "live"
+    own_tokens: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ProtocolConfig, tokenizer: Tokenizer, tokens_per_frame: int):
         self.config, self.tokenizer, self.tokens_per_frame = config, tokenizer, tokens_per_frame

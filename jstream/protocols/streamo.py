@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ class Streamo:
         tokens_per_frame: M.
     """
 
-    name = "streamo"
-    own_tokens = STATE_TOKENS
+    name: ClassVar[str] = "streamo"
+    own_tokens: ClassVar[tuple[str, ...]] = STATE_TOKENS
 
     def __init__(self, config: ProtocolConfig, tokenizer: Tokenizer, tokens_per_frame: int):
         self.config = config

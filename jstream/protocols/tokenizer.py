@@ -61,6 +61,12 @@ class Tokenizer:
             )
         return self.specials[token]
 
+    def with_specials(self, tokens: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with more special tokens behind its last id; those it has keep theirs."""
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        inner.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens])
+        return Tokenizer(inner)
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; what spells a special token in it is spelled out, not obeyed."""
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can carry, becomes "?"

@@ -195,9 +195,11 @@ class Session:
         temperature: of replies; 0 is greedy.
         max_new_tokens: a reply is cut there.
         seed: of sampled replies.
+        frame_size: height and width of the frames to come. A vision tower that keeps their aspect is compiled for it;
+            without it that happens at the first frame. Later frames of another size are fitted to the first one's.
 
     Attributes:
-        compile_seconds: spent compiling, all of it before the first frame.
+        compile_seconds: spent compiling.
     """
 
     def __init__(
@@ -210,16 +212,28 @@ class Session:
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         seed: int = 0,
+        frame_size: tuple[int, int] | None = None,
     ):
         if memory != "append":
             raise ValueError(f"memory: expected 'append', found {memory!r}")
         if not fps > 0:
             raise ValueError(f"fps: expected a number > 0, found {fps}")
-        self.model, self.protocol, self.fps = model, model.protocol, fps
+        self.fps = fps
         self.threshold, self.max_new_tokens = threshold, max_new_tokens
         self._capacity, self._temperature, self._seed = capacity, np.float32(temperature), seed
-        self._multimodal = bool(model.config.decoder.mrope_section)
         self.compile_seconds = 0.0
+        self._adopt(model if frame_size is None else model.for_frames(*frame_size))
+
+    def _adopt(self, model: Model) -> None:
+        """Begins to stream with a model; its programs are compiled ahead."""
+        self.model, self.protocol = model, model.protocol
+        self._multimodal = bool(model.config.decoder.mrope_section)
+        # Lengths of chunks that programs are compiled for: a turn without a question, and one with; of text alone: a
+        # word of a reply, what opens a reply, and a long question.
+        silent = len(self.protocol.close_turn(SILENCE)) + len(self.protocol.open_turn(Turn(100, 101)))
+        silent = -(-silent // 8) * 8
+        self._buckets = (silent, silent + 40)
+        self._text_buckets = tuple(sorted({1, len(self.protocol.open_reply(Turn(100, 101))), silent + 40}))
         self.reset()
         self._warm_up()
 
@@ -259,6 +273,8 @@ class Session:
             CacheFullError: the stream has outgrown `capacity`; nothing has changed.
         """
         begin = time.perf_counter()
+        if self._turns == 0:
+            self._fit_to(frame)
         query = "\n".join(self._queries) or None
         turn = Turn(frame.time, frame.time + 1 / self.fps, query)
         chunk = [*self._pending, *self.protocol.open_turn(turn)]
@@ -285,17 +301,13 @@ class Session:
 
     # ------------------------------------------------------------------------------------------------------ one turn
 
-    @functools.cached_property
-    def _buckets(self) -> tuple[int, int]:
-        """Lengths of chunks with a frame that programs are compiled for: a turn without a question, and one with."""
-        silent = len(self.protocol.close_turn(SILENCE)) + len(self.protocol.open_turn(Turn(100, 101)))
-        silent = -(-silent // 8) * 8
-        return silent, silent + 40
-
-    @functools.cached_property
-    def _text_buckets(self) -> tuple[int, ...]:
-        """The same for chunks of text: a word of a reply, what opens a reply, and a long question."""
-        return tuple(sorted({1, len(self.protocol.open_reply(Turn(100, 101))), self._buckets[-1]}))
+    def _fit_to(self, frame: Frame) -> None:
+        """Takes the geometry of the first frame, where the tower has one for every aspect."""
+        model = self.model.for_frames(*frame.image.shape[:2])
+        if model.config != self.model.config:
+            queries = list(self._queries)
+            self._adopt(model)
+            self._queries = queries
 
     def _slots_of(self, chunk: Sequence[int]) -> int:
         """Cache slots a chunk touches, the padding of its last piece included."""
