@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jstream.config import DecoderConfig, ModelConfig, ProtocolConfig, SiglipConfig
+from jstream.config import DecoderConfig, ModelConfig, ProtocolConfig, QwenVisionConfig, SiglipConfig
 from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
@@ -256,3 +256,25 @@ def test_a_question_must_have_a_sensible_length(text):
 def test_an_unknown_memory_policy_is_refused():
     with pytest.raises(ValueError, match="append"):
         Session(make_model(), memory="forever")
+
+
+def test_a_tower_that_keeps_the_aspect_takes_its_geometry_from_the_first_frame():
+    plain = make_model(mrope_section=(1, 1, 2), template=ProtocolConfig())
+    vision = QwenVisionConfig(
+        frame_height=28, frame_width=28, width=16, num_layers=2, num_heads=2, mlp_dim=16, out_width=32, window_size=56,
+        full_attention_layers=(1,), max_pixels=28 * 28 * 6,
+    )  # fmt: skip
+    config = ModelConfig(vision, plain.config.decoder)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = Model(config, params, Streamo(ProtocolConfig(), plain.protocol.tokenizer, vision.tokens_per_frame))
+    rng = np.random.default_rng(0)
+    wide = [Frame(float(i), rng.integers(0, 256, (40, 100, 3), np.uint8)) for i in range(3)]
+    session, fitted = Watcher(model, capacity=512), Watcher(model.for_frames(40, 100), capacity=512)
+    session.ask("What is it?")
+    fitted.ask("What is it?")
+    for frame in wide:
+        assert session.see(frame).probs == fitted.see(frame).probs
+    assert session.model.config.vision.token_grid == (1, 3)
+    assert session.fed == fitted.fed and session.fed.count(model.protocol.frame_id) == 9
+    other = session.see(Frame(3.0, wide[0].image.swapaxes(0, 1)))  # stretched to the first frame's geometry
+    assert sum(other.probs.values()) == pytest.approx(1)

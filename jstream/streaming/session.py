@@ -195,8 +195,9 @@ class Session:
         temperature: of replies; 0 is greedy.
         max_new_tokens: a reply is cut there.
         seed: of sampled replies.
-        frame_size: height and width of the frames to come. A vision tower that keeps their aspect is compiled for it;
-            without it that happens at the first frame. Later frames of another size are fitted to the first one's.
+
+    A vision tower that keeps the aspect of frames takes its geometry from the first one, for which programs may have to
+    be compiled anew (`Model.for_frames` before the session avoids that); later frames are stretched to it.
 
     Attributes:
         compile_seconds: spent compiling.
@@ -212,7 +213,6 @@ class Session:
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         seed: int = 0,
-        frame_size: tuple[int, int] | None = None,
     ):
         if memory != "append":
             raise ValueError(f"memory: expected 'append', found {memory!r}")
@@ -222,7 +222,7 @@ class Session:
         self.threshold, self.max_new_tokens = threshold, max_new_tokens
         self._capacity, self._temperature, self._seed = capacity, np.float32(temperature), seed
         self.compile_seconds = 0.0
-        self._adopt(model if frame_size is None else model.for_frames(*frame_size))
+        self._adopt(model)
 
     def _adopt(self, model: Model) -> None:
         """Begins to stream with a model; its programs are compiled ahead."""
