@@ -274,7 +274,7 @@ def test_a_tower_that_keeps_the_aspect_takes_its_geometry_from_the_first_frame()
     fitted.ask("What is it?")
     for frame in wide:
         assert session.see(frame).probs == fitted.see(frame).probs
-    assert session.model.config.vision.token_grid == (1, 3)
-    assert session.fed == fitted.fed and session.fed.count(model.protocol.frame_id) == 9
+    assert session.model.config.vision.token_grid == (1, 4)
+    assert session.fed == fitted.fed and session.fed.count(model.protocol.frame_id) == 12
     other = session.see(Frame(3.0, wide[0].image.swapaxes(0, 1)))  # stretched to the first frame's geometry
     assert sum(other.probs.values()) == pytest.approx(1)

@@ -43,16 +43,15 @@ def load(
     config = read_config(folder, max_pixels)
     try:
         tokenizer = Tokenizer.load(folder)
+        spelled = {token: tokenizer.encode(token) for token in STATE_TOKENS if token not in tokenizer.specials}
+        tokenizer = tokenizer.with_specials([*spelled])
+        protocol = make_protocol(ProtocolConfig(system=SYSTEM_PROMPT), tokenizer, config.vision.tokens_per_frame)
     except TokenizerError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"{folder}: {error}") from None
     params = load_params(folder, config, dtype)
-
-    spelled = {token: tokenizer.encode(token) for token in STATE_TOKENS if token not in tokenizer.specials}
-    tokenizer = tokenizer.with_specials([*spelled])
     params = grow_embedding(params, {tokenizer.special(token): pieces for token, pieces in spelled.items()})
     rows = len(params["decoder"]["embed_tokens"]["embedding"])
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows))
-    protocol = make_protocol(ProtocolConfig(system=SYSTEM_PROMPT), tokenizer, config.vision.tokens_per_frame)
     return Model(config, params, protocol)
 
 
