@@ -159,7 +159,7 @@ def main() -> None:
                         )
                     step = end
                 begin = end
-    save_model(workdir / "model", config.model, protocol, state.params["model"])
+    save_model(workdir / "model", config.model, protocol.config, protocol.tokenizer, state.params["model"])
     print(f"done: {workdir / 'model'}")
 
 

@@ -769,7 +769,7 @@ def test_an_added_token_starts_as_the_mean_of_what_spells_it(tied):
 @pytest.mark.parametrize("rows", [{7: [0]}, {6: []}, {6: [6]}, {-1: [0]}, {3: [-1]}])
 def test_added_tokens_need_a_spelling_and_leave_no_gap(rows):
     params = {"decoder": {"embed_tokens": {"embedding": jnp.ones((6, 4))}}}
-    with fails("new_rows: expected ids up to 5, or from 6 on without a gap"):
+    with pytest.raises(ValueError, match="new_rows: expected ids up to 5, or from 6 on without a gap"):
         grow_embedding(params, rows)
 
 

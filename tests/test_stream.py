@@ -184,7 +184,8 @@ def test_a_model_folder_round_trips_bit_for_bit(tmp_path):
     from jstream.weights.checkpoint import save_model
 
     model = load()
-    save_model(tmp_path / "copy", model.config, model.protocol, model.params, dtype=jnp.float32)
+    language = model.protocol.config, model.protocol.tokenizer
+    save_model(tmp_path / "copy", model.config, *language, model.params, dtype=jnp.float32)
     again = load(tmp_path / "copy")
     assert again.config == model.config and again.protocol.config == model.protocol.config
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model.params, again.params)))

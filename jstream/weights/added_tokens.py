@@ -1,5 +1,6 @@
-"""Rows for tokens that a published vocabulary does not have, such as the states of a protocol."""
+"""Tokens of a protocol that a vocabulary lacks: a base model can be opened as it was published and gets them then."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jstream.weights.checkpoint import CheckpointError
+from jstream.config import ModelConfig, ProtocolConfig
+from jstream.protocols import PROTOCOLS
+from jstream.protocols.tokenizer import Tokenizer
+
+
+def complete(tokenizer: Tokenizer, config: ProtocolConfig) -> tuple[Tokenizer, dict[int, list[int]]]:
+    """Adds the protocol's own special tokens where they are missing.
+
+    Returns:
+        The tokenizer, and for each new id the ids of the plain tokens that spell it (`grow` takes them).
+    """
+    missing = [token for token in PROTOCOLS[config.name].own_tokens if token not in tokenizer.specials]
+    if not missing:
+        return tokenizer, {}
+    completed = tokenizer.with_specials(missing)
+    return completed, {completed.special(token): tokenizer.encode(token) for token in missing}
+
+
+def grow(config: ModelConfig, params: dict[str, Any], new_rows: Mapping[int, Sequence[int]]):
+    """The config and the params with rows for new tokens (`grow_embedding`)."""
+    params = grow_embedding(params, new_rows)
+    rows = len(params["decoder"]["embed_tokens"]["embedding"])
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows)), params
 
 
 def grow_embedding(params: dict[str, Any], new_rows: Mapping[int, Sequence[int]]) -> dict[str, Any]:
@@ -23,14 +46,14 @@ def grow_embedding(params: dict[str, Any], new_rows: Mapping[int, Sequence[int]]
         New params; those given stay as they are.
 
     Raises:
-        CheckpointError: no spelling, one with ids past the table, or new ids that leave a gap behind it.
+        ValueError: no spelling, one with ids past the table, or new ids that leave a gap behind it.
     """
     decoder = dict(params["decoder"])
     rows = len(decoder["embed_tokens"]["embedding"])
     grown = max([rows - 1, *new_rows]) + 1
     spelled = all(len(pieces) and 0 <= min(pieces) and max(pieces) < rows for pieces in new_rows.values())
     if not spelled or min(new_rows, default=0) < 0 or not set(range(rows, grown)) <= set(new_rows):
-        raise CheckpointError(
+        raise ValueError(
             f"new_rows: expected ids up to {rows - 1}, or from {rows} on without a gap, each spelled by ids below "
             f"{rows}; found {dict(new_rows)}"
         )

@@ -1,26 +1,30 @@
 """Checkpoints on disk: a model that can be opened (`save_model`, `load_model`) and a training run that can go on.
 
-A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax). Restoring always
-goes through abstract arrays with shardings, so what eight devices wrote opens on one. Nothing read here can run code.
+A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax); one that was
+converted also holds the small files of its published folder, in `published/`. Restoring always goes through abstract
+arrays with shardings, so what eight devices wrote opens on one. Nothing read here can run code.
 """
 
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, to_dict
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params
 from jstream.protocols import make_protocol
-from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError
+from jstream.weights.added_tokens import complete, grow
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "tiny"
+PUBLISHED = "published"  # where a model folder keeps the small files of the published one it came from
 _LARGEST_CONFIG = 1 << 20  # bytes; a config.json is a few kilobytes
 
 
@@ -40,24 +44,32 @@ def one_device() -> jax.sharding.Sharding:
 def save_model(
     path: str | pathlib.Path,
     config: ModelConfig,
-    protocol: StreamProtocol,
+    language: ProtocolConfig,
+    tokenizer: Tokenizer,
     params: Any,
-    dtype: jnp.dtype = jnp.bfloat16,
+    dtype: DTypeLike | None = jnp.bfloat16,
+    published: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a model folder; it appears whole or not at all and takes the place of an earlier one.
 
     Args:
-        dtype: of the stored params.
+        language, tokenizer: of the protocol; special tokens of its own may be missing and are added when it is opened.
+        dtype: of the stored params; None stores them as they are.
+        published: name → content of small files to keep beside it.
     """
     path = pathlib.Path(path).absolute()
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    (partial / PUBLISHED).mkdir(parents=True)
     (partial / "config.json").write_text(
-        json.dumps({"model": to_dict(config), "protocol": to_dict(protocol.config)}, indent=1) + "\n"
+        json.dumps({"model": to_dict(config), "protocol": to_dict(language)}, indent=1) + "\n"
     )
-    protocol.tokenizer.save(partial / "tokenizer.json")
-    ocp.save(str(partial / "params"), jax.tree.map(lambda x: x.astype(dtype), params))
+    tokenizer.save(partial / "tokenizer.json")
+    for name, content in (published or {}).items():
+        (partial / PUBLISHED / name).write_bytes(content)
+    if not published:
+        (partial / PUBLISHED).rmdir()
+    ocp.save(str(partial / "params"), jax.tree.map(lambda x: x if dtype is None else x.astype(dtype), params))
     earlier = path.with_name(path.name + ".earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if path.exists():
@@ -76,6 +88,23 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
     Raises:
         CheckpointError: where something is missing, damaged, or of another shape than the config says.
     """
+    config, language, tokenizer, params = read_model(path, dtype)
+    try:
+        tokenizer, new_rows = complete(tokenizer, language)
+        protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
+    except TokenizerError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Model(*grow(config, params, new_rows), protocol)
+
+
+def read_model(
+    path: str | pathlib.Path, dtype: jnp.dtype | None
+) -> tuple[ModelConfig, ProtocolConfig, Tokenizer, dict[str, Any]]:
+    """What a model folder holds, as `save_model` was given it; dtype None keeps that of the stored params.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
     path = pathlib.Path(path).absolute()
     what = f"{path}: expected a jstream checkpoint (config.json, tokenizer.json, params/)"
     if not path.is_dir():
@@ -84,18 +113,20 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
         text = (path / "config.json").open(encoding="utf-8").read(_LARGEST_CONFIG)
         record = json.loads(text)
         config = from_dict(ModelConfig, record["model"], "config.json: model")
-        protocol_config = from_dict(ProtocolConfig, record["protocol"], "config.json: protocol")
+        language = from_dict(ProtocolConfig, record["protocol"], "config.json: protocol")
     except OSError as error:
         raise CheckpointError(f"{what}, found no readable config.json ({error.strerror})") from None
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: config.json does not describe a model: {error}") from None
     try:
-        protocol = make_protocol(protocol_config, Tokenizer.load(path), config.vision.tokens_per_frame)
+        tokenizer = Tokenizer.load(path)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from None
-    written = protocol.tokenizer.vocab_size - (protocol.frame_id >= config.decoder.vocab_size)  # no one reads that row
-    if written > config.decoder.vocab_size:
-        raise CheckpointError(f"{path}: the tokenizer has {written} ids, the model {config.decoder.vocab_size}")
+    beyond = tokenizer.specials.get(language.frame_token, 0) >= config.decoder.vocab_size  # no one reads that row
+    if tokenizer.vocab_size - beyond > config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
+        )
     expected = abstract_params(config)
     try:
         found = ocp.metadata(str(path / "params")).metadata
@@ -107,10 +138,11 @@ def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float3
         raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: its metadata cannot be read")
     _check_shapes(path, expected, found)
     try:
-        params = ocp.load(str(path / "params"), abstract_on(expected, one_device(), dtype))
+        like = expected if dtype else jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+        params = ocp.load(str(path / "params"), abstract_on(like, one_device(), dtype))
     except Exception as error:
         raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: {str(error).splitlines()[0]}") from None
-    return Model(config, params, protocol)
+    return config, language, tokenizer, params
 
 
 def _check_shapes(path: pathlib.Path, expected: Any, found: Any) -> None:

@@ -25,11 +25,10 @@ from flax import traverse_util
 
 from jstream.config import ModelConfig
 from jstream.models.video_lm import abstract_params
-from jstream.weights.added_tokens import grow_embedding
 from jstream.weights.checkpoint import CheckpointError
 from jstream.weights.hf_config import decoder_config, family_of, read_config, read_json, resolve
 
-__all__ = ["grow_embedding", "load_params", "read_config", "resolve", "save_hf"]
+__all__ = ["load_params", "read_config", "resolve", "save_hf", "stored_dtype"]
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
@@ -397,6 +396,21 @@ def load_params(
     return unflat(params)
 
 
+def stored_dtype(folder: str | pathlib.Path) -> np.dtype:
+    """The dtype that all tensors of a published folder have.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    names = sorted({tensor.dtype for tensor in open_stored(pathlib.Path(folder), "model").values()})
+    known = {name: jnp.dtype(dtype) for dtype, name in _DTYPE_NAMES.items() if dtype != "float64"}
+    if len(names) != 1 or names[0] not in known:
+        raise CheckpointError(
+            f"{folder}: expected tensors of one type among {', '.join(known)}, found {some(names)}; say --dtype"
+        )
+    return known[names[0]]
+
+
 # ----------------------------------------------------------------------------------------------------------- writing
 
 _DTYPE_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -409,6 +423,7 @@ def save_hf(
     params: Any,
     hf_config: dict[str, Any],
     max_shard_bytes: int = 5 << 30,
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a folder in the published layout, which appears whole or not at all; the inverse of `load_params`.
 
@@ -419,6 +434,7 @@ def save_hf(
         params: in the dtype to be written.
         hf_config: the content of `config.json`, as the checkpoint had it that the model comes from.
         max_shard_bytes: larger models are cut into shards with an index.
+        others: name → content of further files of the folder, such as the tokenizer's.
 
     Raises:
         CheckpointError: the folder is there already; `hf_config` or the params are not of this family and config.
@@ -463,6 +479,8 @@ def save_hf(
             index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
             (partial / "model.safetensors.index.json").write_text(index + "\n")
         (partial / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
+        for name, content in (others or {}).items():
+            (partial / name).write_bytes(content)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -4,7 +4,6 @@ A published Qwen model speaks the Streamo protocol: where its vocabulary lacks t
 beginning as the mean of what spells it.
 """
 
-import dataclasses
 import pathlib
 
 import jax
@@ -13,10 +12,11 @@ import jax.numpy as jnp
 from jstream.config import ProtocolConfig
 from jstream.model import Model
 from jstream.protocols import make_protocol
-from jstream.protocols.streamo import STATE_TOKENS, SYSTEM_PROMPT
+from jstream.protocols.streamo import SYSTEM_PROMPT
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError
+from jstream.weights.added_tokens import complete, grow
 from jstream.weights.checkpoint import BUNDLED, CheckpointError, load_model
-from jstream.weights.hf import grow_embedding, load_params, read_config, resolve
+from jstream.weights.hf import load_params, read_config, resolve
 
 STREAMO_PIXELS = 100_352  # a frame's budget in Streamo's scripts (MAX_PIXELS): 128 frame tokens
 
@@ -37,24 +37,19 @@ def load(
     """
     if dtype is None:
         dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    if pathlib.Path(source).exists() and not _is_published(pathlib.Path(source)):
+    if pathlib.Path(source).exists() and not is_published(pathlib.Path(source)):
         return load_model(source, dtype)
     folder = resolve(source)
     config = read_config(folder, max_pixels)
+    language = ProtocolConfig(system=SYSTEM_PROMPT)
     try:
-        tokenizer = Tokenizer.load(folder)
-        spelled = {token: tokenizer.encode(token) for token in STATE_TOKENS if token not in tokenizer.specials}
-        tokenizer = tokenizer.with_specials([*spelled])
-        protocol = make_protocol(ProtocolConfig(system=SYSTEM_PROMPT), tokenizer, config.vision.tokens_per_frame)
+        tokenizer, new_rows = complete(Tokenizer.load(folder), language)
+        protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
     except TokenizerError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    params = load_params(folder, config, dtype)
-    params = grow_embedding(params, {tokenizer.special(token): pieces for token, pieces in spelled.items()})
-    rows = len(params["decoder"]["embed_tokens"]["embedding"])
-    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows))
-    return Model(config, params, protocol)
+    return Model(*grow(config, load_params(folder, config, dtype), new_rows), protocol)
 
 
-def _is_published(folder: pathlib.Path) -> bool:
+def is_published(folder: pathlib.Path) -> bool:
     """Whether a folder holds safetensors instead of what `save_model` writes."""
     return folder.is_dir() and not (folder / "params").exists() and any(folder.glob("*.safetensors*"))
