@@ -88,11 +88,11 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         StageConfig(
             steps=300, rows=4, frames=48, tokens=1408, min_seconds=12, max_seconds=48, seconds_per_event=3.5,
-            learning_rate=1.5e-3, train_vision=False, objective=everything, weights=all_lessons,
+            learning_rate=1e-3, train_vision=False, objective=everything, weights=all_lessons,
         ),
         StageConfig(
-            steps=640, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
-            learning_rate=1.2e-3, decay=0.85, final_rate=0.02, objective=everything, weights=all_lessons,
+            steps=540, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
+            learning_rate=9e-4, decay=0.85, final_rate=0.02, objective=everything, weights=all_lessons,
         ),
     )  # fmt: skip
     config = TrainConfig(
