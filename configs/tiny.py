@@ -2,9 +2,11 @@
 
     python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
 
-A Streamo model of 3 M parameters: 96 px frames, 10 tokens a frame, 1 fps. Four stages: the vision tower learns to name
-what two frames show; the decoder learns on short videos, then on longer ones; at last everything learns together at
-full length while the rate falls. How long it takes and what comes out: jstream/assets/tiny/README.md.
+A Streamo model of 3 M parameters: 96 px frames, 10 tokens a frame, 1 fps. Nine stages: the vision tower learns to name
+what two frames show; the decoder learns on short videos, then on longer ones, then everything together at full length;
+four stages of lessons teach it to look things up in what it has seen, from many questions about few frames; at last
+everything learns together at full length while the rate falls. How long it takes and what comes out:
+jstream/assets/tiny/README.md.
 """
 
 import ml_collections
