@@ -4,7 +4,6 @@
 others can serve the model. There and back is the same bit for bit, its small files included, where no --dtype is given.
 """
 
-import json
 import pathlib
 
 import jax.numpy as jnp
