@@ -6,7 +6,7 @@ import pytest
 from jstream.config import ProtocolConfig
 from jstream.protocols import make_protocol, make_tokenizer
 from jstream.protocols.live import SYSTEM_PROMPT, THRESHOLD, Live
-from jstream.protocols.protocol import NOT_LEARNED, RESPONSE, SILENCE, STATE, TEXT, Turn
+from jstream.protocols.protocol import NOT_LEARNED, RESPONSE, SILENCE, STANDBY, STATE, TEXT, Turn
 
 CONFIG = ProtocolConfig(
     name="live", system=SYSTEM_PROMPT, system_open="<|begin_of_text|>", system_close="\n", user_open="\nUser:",
@@ -73,6 +73,13 @@ def test_a_question_without_an_answer_stands_alone(live):
     r = live.render([Turn(0, 1, "Narrate."), Turn(1, 2)])
     assert spell(live, r.tokens).endswith("[<v><v><v>]\nUser: Narrate.\n[<v><v><v>,")
     assert (r.kinds != NOT_LEARNED).sum() == 1
+
+
+def test_standby_is_silence(live):
+    waiting, silent = (live.render([Turn(0, 1), Turn(1, 2, state=state), Turn(2, 3)]) for state in (STANDBY, SILENCE))
+    np.testing.assert_array_equal(waiting.tokens, silent.tokens)
+    np.testing.assert_array_equal(waiting.labels, silent.labels)
+    assert live.close_turn(STANDBY) == live.close_turn(SILENCE)
 
 
 @pytest.mark.parametrize(

@@ -97,14 +97,14 @@ class Live:
 
     def close_turn(self, state: int, reply: Sequence[int] = ()) -> list[int]:
         """Tokens from a decision that no question forced to the end of its turn."""
-        return [self.silence_id] if state == SILENCE else [*self.speak, *reply, *self.close]
+        return [*self.speak, *reply, *self.close] if state == RESPONSE else [self.silence_id]
 
     def render(self, turns: Sequence[Turn]) -> Rendering:
         """Renders a dialogue for training.
 
         Learned are, after each frame, the comma or what ends the row of frames before a reply; the words that give the
         assistant the word, the reply and its end. Not learned is the decision of a turn with a question, which no one
-        can foresee. A question without a reply in its turn stands alone; a live stream always answers.
+        can foresee. A question without a reply in its turn stands alone; a live stream always answers. Standby is silence.
         """
         tokens, labelled = list(self.prefix), []
         decisions, ends = [], []
@@ -114,7 +114,7 @@ class Live:
             decision = len(tokens) - 1
             decisions.append(decision)
             if turn.query is None:
-                labelled.append((decision, self.decision_ids[turn.state != SILENCE], STATE))
+                labelled.append((decision, self.decision_ids[turn.state == RESPONSE], STATE))
             if turn.reply is not None:
                 opening = self.open_reply(turn)
                 known = 1 if turn.query is None else len(opening) - word  # tokens that are decided or asked
