@@ -104,7 +104,8 @@ class Live:
 
         Learned are, after each frame, the comma or what ends the row of frames before a reply; the words that give the
         assistant the word, the reply and its end. Not learned is the decision of a turn with a question, which no one
-        can foresee. A question without a reply in its turn stands alone; a live stream always answers. Standby is silence.
+        can foresee. Standby is silence. A question without a reply in its turn stands alone; a live stream always
+        answers.
         """
         tokens, labelled = list(self.prefix), []
         decisions, ends = [], []
