@@ -220,6 +220,7 @@ class DecoderConfig:
             rotary positions.
         mrope_interleaved: the three take turns over the pairs (Qwen3-VL) instead of a section each.
         deep_layers: the first layers behind which features of the frames are added (Qwen3-VL).
+        int8: the kernels of linear layers are int8 with a scale for each column; to stream with, not to train.
     """
 
     vocab_size: int = 128_256
@@ -237,6 +238,7 @@ class DecoderConfig:
     mrope_section: tuple[int, ...] = ()
     mrope_interleaved: bool = False
     deep_layers: int = 0
+    int8: bool = False
 
     def __post_init__(self):
         _require_positive(self, "decoder", but=("deep_layers",))
@@ -281,7 +283,7 @@ class ProtocolConfig:
     tokenizer.
 
     Attributes:
-        name: `streamo` or `live`.
+        name: `streamo`, `joyai` or `live`.
         system: the system prompt; "" renders no system message.
         frame_token: the placeholder that a frame token replaces.
         frame_interval: what stands between frames (`live`).
@@ -301,8 +303,8 @@ class ProtocolConfig:
     frame_interval: str = ""
 
     def __post_init__(self):
-        if self.name not in ("streamo", "live"):
-            raise ConfigError(f"protocol: expected the name streamo or live, found {self.name!r}")
+        if self.name not in ("streamo", "joyai", "live"):
+            raise ConfigError(f"protocol: expected the name streamo, joyai or live, found {self.name!r}")
         for key in ("user_open", "assistant_open", "assistant_close", "frame_token"):
             if not getattr(self, key):
                 raise ConfigError(f"protocol: expected some text for {key}, found none")
@@ -390,10 +392,25 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run.
+class WeightsConfig:
+    """Where published weights lie: folders or hub ids.
 
     Attributes:
+        checkpoint: the model, or an adapter.
+        llm, vision: what an adapter is for; "" is what its own files name.
+    """
+
+    checkpoint: str = ""
+    llm: str = ""
+    vision: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A model, its language, where its weights are published, and how it is trained.
+
+    Attributes:
+        stages: of training; () where the config only opens published weights.
         dialogues: a raw-schema file with its videos beside it; "" generates the world on the fly.
         warmup: steps of linear warm-up.
         optimizer: `adamw` or `muon` (matrices by orthogonalised momentum, the rest by AdamW).
@@ -402,7 +419,8 @@ class TrainConfig:
 
     model: ModelConfig
     protocol: ProtocolConfig
-    stages: tuple[StageConfig, ...]
+    stages: tuple[StageConfig, ...] = ()
+    weights: WeightsConfig = WeightsConfig()
     tokenizer: str = ""
     dialogues: str = ""
     seed: int = 0
@@ -420,8 +438,8 @@ class TrainConfig:
         _require_positive(self, "config", but=("seed", "workers", "warmup"))
         if self.optimizer not in ("adamw", "muon"):
             raise ConfigError(f"optimizer: expected adamw or muon, found {self.optimizer!r}")
-        if not self.stages:
-            raise ConfigError("stages: expected at least one, found none")
+        if self.stages and self.model.decoder.int8:
+            raise ConfigError("model.decoder.int8: expected weights that can be trained, found int8 ones")
         if self.dialogues and any(stage.objective.needs_names for stage in self.stages):
             raise ConfigError(
                 "dialogues: only the world has the labels of the auxiliary losses; set words and happenings of every "

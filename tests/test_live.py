@@ -3,16 +3,11 @@
 import numpy as np
 import pytest
 
-from jstream.config import ProtocolConfig
+from jstream.data.dialogue import DialogueError
 from jstream.protocols import make_protocol, make_tokenizer
-from jstream.protocols.live import SYSTEM_PROMPT, THRESHOLD, Live
+from jstream.protocols.live import PUBLISHED, SYSTEM_PROMPT, THRESHOLD, Live, turns_of_chat
 from jstream.protocols.protocol import NOT_LEARNED, RESPONSE, SILENCE, STANDBY, STATE, TEXT, Turn
 
-CONFIG = ProtocolConfig(
-    name="live", system=SYSTEM_PROMPT, system_open="<|begin_of_text|>", system_close="\n", user_open="\nUser:",
-    user_close="", assistant_open="\nAssistant:", assistant_close="<|eot_id|>", frame_open="\n[", frame_close="]",
-    frame_token="<v>", frame_interval=",",
-)  # fmt: skip
 TEXTS = [SYSTEM_PROMPT, "]\nUser: What is that?\nAssistant: A cup, red.", "]\nAssistant: You take a cup.", "\n["] * 40
 DIALOGUE = [
     Turn(0, 1),
@@ -26,7 +21,7 @@ DIALOGUE = [
 
 @pytest.fixture(scope="module")
 def live() -> Live:
-    protocol = make_protocol(CONFIG, make_tokenizer(CONFIG, TEXTS, 420), tokens_per_frame=3)
+    protocol = make_protocol(PUBLISHED, make_tokenizer(PUBLISHED, TEXTS, 420), tokens_per_frame=3)
     assert isinstance(protocol, Live)
     return protocol
 
@@ -115,3 +110,37 @@ def test_scores_are_of_silence_and_of_the_best_other_token(live):
 def test_what_a_user_says_is_text(live):
     asked = live.open_reply(Turn(0, 1, "say <|eot_id|> and <v>"))
     assert live.end_id not in asked and live.frame_id not in asked
+
+
+CHAT = [
+    {"role": "system", "content": "Watch."},
+    {"role": "stream", "num_frames": 2, "learn": False},
+    {"role": "user", "content": "What is that?"},
+    {"role": "stream", "num_frames": 3, "learn": 2},
+    {"role": "assistant", "content": "A pan.", "learn": False},
+    {"role": "stream", "num_frames": 1, "learn": True},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "A cup, red.", "learn": True},
+]
+
+
+def test_a_published_conversation_says_what_is_learned(live):
+    turns = turns_of_chat(CHAT)
+    assert [(t.query, t.reply, t.learn_state) for t in turns] == [
+        (None, None, False), ("What is that?", None, False), (None, None, True), (None, None, True),
+        (None, "A pan.", False), ("Sure?", "A cup, red.", True),
+    ]  # fmt: skip
+    assert [t.end for t in turns] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    r = live.render(turns)
+    comma, bracket = live.decision_ids
+    assert [int(r.labels[p]) for p in r.decisions if r.kinds[p] == STATE] == [comma, comma, bracket]
+    words = [int(r.labels[p]) for p in np.flatnonzero(r.kinds == TEXT)]
+    assert spell(live, words) == "Assistant: A cup, red.<|eot_id|>"  # the first answer is not learned
+    assert all(r.kinds[p] == NOT_LEARNED for p in range(r.decisions[4], r.ends[4]))
+
+
+@pytest.mark.parametrize("messages", [CHAT[2:3], [CHAT[1], CHAT[2], CHAT[2]], [CHAT[1], {"role": "tool"}], [{}]])
+def test_a_conversation_that_does_not_fit_is_one_line(messages):
+    with pytest.raises(DialogueError, match="message [012]: expected frames") as error:
+        turns_of_chat(messages)
+    assert "\n" not in str(error.value)

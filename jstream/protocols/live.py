@@ -8,13 +8,14 @@ the frame of its turn and answered at once. On its own the model speaks where th
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jstream.config import ProtocolConfig
+from jstream.data.dialogue import DialogueError
 from jstream.protocols.protocol import RESPONSE, SILENCE, STATE, TEXT, Rendering, Turn, lay_labels
 from jstream.protocols.tokenizer import Tokenizer
 
@@ -24,6 +25,13 @@ SYSTEM_PROMPT = (
     " Below is their conversation, interleaved with the list of video frames received by the assistant."
 )
 THRESHOLD = 0.725  # of the comma, in the published demo
+
+# The words between turns, over Llama 3's tokenizer (`models/tokenization_live.py`, v1+).
+PUBLISHED = ProtocolConfig(
+    name="live", system=SYSTEM_PROMPT, system_open="<|begin_of_text|>", system_close="\n", user_open="\nUser:",
+    user_close="", assistant_open="\nAssistant:", assistant_close="<|eot_id|>", frame_open="\n[", frame_close="]",
+    frame_token="<v>", frame_interval=",",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +107,19 @@ class Live:
         """Tokens from a decision that no question forced to the end of its turn."""
         return [*self.speak, *reply, *self.close] if state == RESPONSE else [self.silence_id]
 
+    def end_turn(self, turn: Turn, reply: Sequence[int] = ()) -> list[int]:
+        """`close_turn` of a turn that is over; a question without a reply stands alone, as in `render`."""
+        if turn.state == RESPONSE:
+            return [*self.open_reply(turn), *reply, *self.close]
+        return [self.silence_id] if turn.query is None else self._ask(turn.query, self.config.frame_open)
+
     def render(self, turns: Sequence[Turn]) -> Rendering:
         """Renders a dialogue for training.
 
         Learned are, after each frame, the comma or what ends the row of frames before a reply; the words that give the
-        assistant the word, the reply and its end. Not learned is the decision of a turn with a question, which no one
-        can foresee. Standby is silence. A question without a reply in its turn stands alone; a live stream always
-        answers.
+        assistant the word, the reply and its end. Not learned, unless a turn says so, is the decision of one with a
+        question, which no one can foresee. Standby is silence. A question without a reply in its turn stands alone; a
+        live stream always answers.
         """
         tokens, labelled = list(self.prefix), []
         decisions, ends = [], []
@@ -114,14 +128,16 @@ class Live:
             tokens += self.open_turn(turn)
             decision = len(tokens) - 1
             decisions.append(decision)
-            if turn.query is None:
-                labelled.append((decision, self.decision_ids[turn.state == RESPONSE], STATE))
+            if turn.learn_state if turn.learn_state is not None else turn.query is None:
+                ends_row = turn.state == RESPONSE or turn.query is not None
+                labelled.append((decision, self.decision_ids[ends_row], STATE))
             if turn.reply is not None:
                 opening = self.open_reply(turn)
                 known = 1 if turn.query is None else len(opening) - word  # tokens that are decided or asked
                 spoken = [*opening[known:], *self.encode_reply(turn.reply), self.end_id]
                 tokens += opening[:known]
-                labelled += [(len(tokens) + i - 1, label, TEXT) for i, label in enumerate(spoken)]
+                if turn.learn_reply:
+                    labelled += [(len(tokens) + i - 1, label, TEXT) for i, label in enumerate(spoken)]
                 tokens += [*spoken, *self.close[1:]]
             elif turn.query is not None:
                 tokens += self._ask(turn.query, self.config.frame_open)
@@ -129,3 +145,36 @@ class Live:
                 tokens.append(self.silence_id)
             ends.append(len(tokens))
         return lay_labels(tokens, self.frame_id, labelled, decisions, ends)
+
+
+def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = 2.0) -> list[Turn]:
+    """Reads a conversation as VideoLLM-online's data hold it.
+
+    Messages have a `role`: `stream` with `num_frames`, `user` and `assistant` with `content`. `learn` of a stream is
+    whether its frames are learned, or how many of them from the first on; of an assistant, whether the reply is. A
+    system message is passed over: it is `ProtocolConfig.system`.
+
+    Raises:
+        DialogueError: names the message that does not fit, such as words before any frame.
+    """
+    turns: list[Turn] = []
+    for number, message in enumerate(conversation):
+        role, content, learn = message.get("role"), message.get("content"), message.get("learn", False)
+        last = turns[-1] if turns else None
+        if role == "stream" and isinstance(message.get("num_frames"), int):
+            count = message["num_frames"]
+            learned = count * learn if isinstance(learn, bool) else learn
+            turns += [
+                Turn(at / fps, (at + 1) / fps, learn_state=i < learned)
+                for i, at in enumerate(range(len(turns), len(turns) + count))
+            ]
+        elif role == "user" and isinstance(content, str) and last and last.query is None and last.reply is None:
+            turns[-1] = dataclasses.replace(last, query=content)
+        elif role == "assistant" and isinstance(content, str) and last and last.reply is None:
+            turns[-1] = dataclasses.replace(last, state=RESPONSE, reply=content, learn_reply=bool(learn))
+        elif role != "system" or number:
+            raise DialogueError(
+                f"conversation: message {number}: expected frames, a question or a reply behind frames, "
+                f"found {dict(message)!r:.80}"
+            )
+    return turns

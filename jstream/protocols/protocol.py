@@ -31,6 +31,8 @@ class Turn:
         query: what the user says in it, or None.
         state: index into STATES.
         reply: the words, where the state is RESPONSE.
+        learn_state, learn_reply: whether training learns them; None leaves the state to the protocol's rule. A wrong
+            answer that is put right later is rendered and not learned.
     """
 
     start: float
@@ -38,6 +40,8 @@ class Turn:
     query: str | None = None
     state: int = SILENCE
     reply: str | None = None
+    learn_state: bool | None = None
+    learn_reply: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +133,10 @@ class StreamProtocol(Protocol):
 
     def close_turn(self, state: int, reply: Sequence[int] = ()) -> list[int]:
         """Tokens from a decision to the end of its turn."""
+        ...
+
+    def end_turn(self, turn: Turn, reply: Sequence[int] = ()) -> list[int]:
+        """The same for a turn that is over, from its state, what it asks, and the tokens of its reply."""
         ...
 
     def render(self, turns: Sequence[Turn]) -> Rendering:

@@ -4,7 +4,8 @@
 
 ("Streaming Video Instruction Tuning", arXiv 2512.21334; formats as in the repository maifoundations/Streamo,
 `scripts/convert_streaming_video.py`.) This file alone knows that language: it renders a whole dialogue with its labels
-for training, the next chunk of a live one for streaming, and reads decisions and spans back.
+for training, the next chunk of a live one for streaming, and reads decisions and spans back. Languages that differ in
+their words alone inherit from it (`protocols/joyai.py`).
 """
 
 import dataclasses
@@ -47,6 +48,8 @@ in the exact format <Xs-Ys> (e.g., <0s-1s>). Follow these rules precisely:
 Do not provide partial answers or speculate beyond the given information.  
 Whenever you deliver an answer, begin with </Response>.
 """  # noqa: W291
+PUBLISHED = ProtocolConfig(name="streamo", system=SYSTEM_PROMPT)  # over Qwen's chat template
+MAX_PIXELS = 100_352  # a frame's budget in its scripts: 128 cells of Qwen2.5-VL
 
 
 def label_of(turn: Turn) -> str:
@@ -56,12 +59,12 @@ def label_of(turn: Turn) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StateScores:
-    """The probability of each state, f32 [3], from the logits f32 [V] behind a turn."""
+    """The probability of each state that the protocol knows, f32 [N], from the logits f32 [V] behind a turn."""
 
-    state_ids: tuple[int, ...]
+    decision_ids: tuple[int, ...]
 
     def __call__(self, logits: jax.Array) -> jax.Array:
-        return jax.nn.softmax(logits[jnp.asarray(self.state_ids)])
+        return jax.nn.softmax(logits[jnp.asarray(self.decision_ids)])
 
 
 class Streamo:
@@ -71,21 +74,28 @@ class Streamo:
         config: chat template and system prompt.
         tokenizer: holds the state tokens and the frame token as special tokens.
         tokens_per_frame: M.
+
+    Attributes:
+        state_tokens: of STATES, in order; a state that is not known has the token of one that is.
+        known: indices into STATES of the states that have a token of their own, in order.
     """
 
     name: ClassVar[str] = "streamo"
     own_tokens: ClassVar[tuple[str, ...]] = STATE_TOKENS
+    state_tokens: ClassVar[tuple[str, ...]] = STATE_TOKENS
+    label = staticmethod(label_of)
 
     def __init__(self, config: ProtocolConfig, tokenizer: Tokenizer, tokens_per_frame: int):
         self.config = config
         self.tokenizer = tokenizer
         self.tokens_per_frame = tokens_per_frame
-        self.state_ids = tuple(tokenizer.special(token) for token in STATE_TOKENS)
+        self.state_ids = tuple(tokenizer.special(token) for token in self.state_tokens)
         self.frame_id = tokenizer.special(config.frame_token)
         self.close = tokenizer.encode_template(config.assistant_close)
         self.end_id = self.close[0]
-        self.decision_ids = self.state_ids
-        self.scores = StateScores(self.state_ids)
+        self.decision_ids = tuple(dict.fromkeys(self.state_ids))
+        self.known = tuple(self.state_ids.index(token) for token in self.decision_ids)
+        self.scores = StateScores(self.decision_ids)
         # what a reply can hold: text and its end, but no other special token
         self.unspoken_ids = tuple(sorted(set(tokenizer.specials.values()) - {self.end_id}))
         self.prefix: list[int] = []
@@ -96,7 +106,7 @@ class Streamo:
     def open_turn(self, turn: Turn) -> list[int]:
         """Tokens from the end of the turn before up to where this turn's state is decided."""
         c, t = self.config, self.tokenizer
-        label = label_of(turn) + "\n"
+        label = self.label(turn) + "\n"
         return [
             *t.encode_template(c.user_open),
             *t.encode(label if turn.query is None else f"{turn.query}\n{label}"),
@@ -112,6 +122,10 @@ class Streamo:
     def close_turn(self, state: int, reply: Sequence[int] = ()) -> list[int]:
         """Tokens of a decision, its reply (`encode_reply`) and the turn's end."""
         return [self.state_ids[state], *reply, *self.close]
+
+    def end_turn(self, turn: Turn, reply: Sequence[int] = ()) -> list[int]:
+        """`close_turn` of a turn that is over."""
+        return self.close_turn(turn.state, reply)
 
     def encode_reply(self, text: str) -> list[int]:
         return self.tokenizer.encode(" " + text)
@@ -132,27 +146,28 @@ class Streamo:
             tokens += self.open_turn(turn)
             decisions.append(len(tokens) - 1)
             reply = self.encode_reply(turn.reply) if turn.reply is not None else []
-            labelled.append((len(tokens) - 1, self.state_ids[turn.state], STATE))
-            if turn.state == RESPONSE:
+            if turn.learn_state is not False:
+                labelled.append((len(tokens) - 1, self.state_ids[turn.state], STATE))
+            if turn.state == RESPONSE and turn.learn_reply:
                 labelled += [(len(tokens) + i, label, TEXT) for i, label in enumerate([*reply, self.end_id])]
             tokens += self.close_turn(turn.state, reply)
             ends.append(len(tokens))
         return lay_labels(tokens, self.frame_id, labelled, decisions, ends)
 
     def probs(self, scores: Sequence[float]) -> dict[str, float]:
-        return dict(zip(STATES, scores, strict=True))
+        return {STATES[state]: p for state, p in zip(self.known, scores, strict=True)}
 
     def decide(self, scores: Sequence[float], threshold: float | None = None, asked: bool = False) -> int:
         """The state: the most probable one, or with a threshold RESPONSE exactly when its probability reaches it.
 
         Args:
-            scores: of STATES, in order.
+            scores: of the known states, in order; RESPONSE is the last.
             threshold: in [0, 1], or None.
             asked: does not matter here: the model has read the question and may wait.
         """
         if threshold is None:
-            return int(np.argmax(scores))
-        return RESPONSE if scores[RESPONSE] >= threshold else int(np.argmax(scores[:RESPONSE]))
+            return self.known[int(np.argmax(scores))]
+        return RESPONSE if scores[-1] >= threshold else self.known[int(np.argmax(scores[:-1]))]
 
 
 # ----------------------------------------------------------------------------------------- dialogues to turns and back
