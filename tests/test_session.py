@@ -14,10 +14,10 @@ from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.models.rope import rope_positions
 from jstream.models.video_lm import VideoLM, init_params, stack_frames
-from jstream.protocols import make_tokenizer
+from jstream.protocols import make_protocol, make_tokenizer
 from jstream.protocols.protocol import RESPONSE, STANDBY, Turn
 from jstream.protocols.streamo import Streamo
-from jstream.streaming import session as session_module
+from jstream.streaming import step as steps
 from jstream.streaming.session import Session
 
 TINY_TEMPLATE = ProtocolConfig(
@@ -41,7 +41,7 @@ def make_model(mrope_section=(), temporal=1, pooled=False, template=TINY_TEMPLAT
     params = jax.tree.map(
         lambda x: 3 * x, jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
     )  # sharper than a fresh model
-    return Model(config, params, Streamo(template, tokenizer, vision.tokens_per_frame))
+    return Model(config, params, make_protocol(template, tokenizer, vision.tokens_per_frame))
 
 
 def frames(count: int, seed: int = 0) -> list[Frame]:
@@ -65,7 +65,7 @@ class Watcher(Session):
 
 
 def _scripted(protocol, decisions):
-    class Scripted(Streamo):
+    class Scripted(type(protocol)):
         def decide(self, scores, threshold=None, asked=False):
             return next(decisions)
 
@@ -143,12 +143,10 @@ def test_what_a_session_feeds_is_the_rendering_of_the_dialogue_it_held():
     assert live.count(protocol.state_ids[RESPONSE]) == SCRIPT.count(RESPONSE)
 
 
-def test_a_silent_turn_is_exactly_one_forward(monkeypatch):
-    model = make_model()
-    watched = Session(model, capacity=512)
-    calls = []
-    program = watched._program
-    monkeypatch.setattr(watched, "_program", lambda kind, bucket: calls.append(kind) or program(kind, bucket))
+def test_a_silent_turn_is_exactly_one_forward():
+    watched, calls = Session(make_model(), capacity=512), []
+    told = lambda kind, program: lambda *arguments: (calls.append(kind), program(*arguments))[1]
+    watched._programs = {key: told(key[0], program) for key, program in watched._programs.items()}
     watched.protocol = _scripted(watched.protocol, iter([0, STANDBY, 0]))
     for frame in frames(3):
         watched.see(frame)
@@ -157,29 +155,29 @@ def test_a_silent_turn_is_exactly_one_forward(monkeypatch):
 
 def test_nothing_is_compiled_or_traced_after_the_first_frame():
     traces = []
-    step = session_module.step_frame
+    step = steps.step_frame
 
     def counted(*args):
         traces.append(1)
         return step(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_module, "step_frame", counted)
+        patch.setattr(steps, "step_frame", counted)
         watched = Watcher(make_model(), capacity=1000, max_new_tokens=3, script=SCRIPT * 3)  # no other test's shape
-        before, compiled = len(traces), session_module.compile_step.cache_info().misses
+        before, compiled = len(traces), steps.compile_step.cache_info().misses
         watched.ask("Narrate what happens, at length: " + "what is it? " * 20)
         for frame in frames(len(SCRIPT) * 3):
             watched.see(frame)
         watched.reset()
         assert len(traces) == before == 2
-        assert session_module.compile_step.cache_info().misses == compiled
+        assert steps.compile_step.cache_info().misses == compiled
 
 
 def test_the_state_is_donated():
     watched = Session(make_model(), capacity=512)
     for kind, bucket in (("frame", watched._buckets[0]), ("frame", watched._buckets[1]), ("text", 1)):
         cache_bytes = sum(x.nbytes for x in jax.tree.leaves(watched._state.cache))
-        assert watched._program(kind, bucket).memory_analysis().alias_size_in_bytes >= cache_bytes, kind
+        assert watched._programs[kind, bucket].memory_analysis().alias_size_in_bytes >= cache_bytes, kind
     before = watched._state
     watched.see(frames(1)[0])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.cache.keys))
@@ -211,7 +209,8 @@ def test_a_long_question_goes_ahead_in_pieces_and_changes_nothing_else():
     whole.ask(question)
     first = whole.see(frames(1)[0])
     wide = Watcher(model, capacity=2048, script=[0, 0])
-    wide.__dict__["_buckets"] = (wide._buckets[0], 1024)  # the same chunk in one piece
+    wide._buckets = (wide._buckets[0], 1024)  # the same chunk in one piece
+    wide._compile()
     wide.ask(question)
     np.testing.assert_allclose([*first.probs.values()], [*wide.see(frames(1)[0]).probs.values()], atol=1e-5)
     assert whole.fed == wide.fed

@@ -23,7 +23,7 @@ from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, interval_iou, mat
 from jstream.protocols.protocol import STATES, StreamProtocol, Turn, span_in
 from jstream.protocols.streamo import turns_of
 from jstream.streaming.event import Event
-from jstream.streaming.session import capacity_for
+from jstream.streaming.memory import capacity_for
 
 VIDEO_FPS = 8  # of the written videos, as `python -m jstream.data.world` has it
 TASKS = tuple(worlds.TASKS)

@@ -7,6 +7,7 @@ checks `capacity` on the host first (`require_room`).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,15 @@ def require_room(length: int, tokens: int, capacity: int) -> None:
     if length + tokens > capacity:
         raise CacheFullError(
             f"the cache holds {capacity} tokens and {length} are used: {tokens} more do not fit; "
-            "open the stream with a larger capacity or end it here"
+            "open the stream with a larger capacity, or with a memory that forgets ('reprefill'), or end it here"
         )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def rewind(cache: Cache, length: jax.Array) -> Cache:
+    """Forgets the tokens behind the first `length` (int32 []); nothing is copied. The cache is donated."""
+    slots = jnp.arange(cache.capacity, dtype=jnp.int32)
+    return dataclasses.replace(cache, positions=jnp.where(slots < length, cache.positions, EMPTY), length=length)
 
 
 def write(cache: Cache, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:

@@ -6,181 +6,29 @@
 
 A silent turn is exactly one forward: the decision and the turn's end are not fed at once but open the next chunk.
 Programs are compiled ahead for a few chunk lengths, so that a stream never waits for the compiler; the state is donated
-to each of them.
+to each of them. A memory that drops turns (`memory.py`) keeps the frame tokens of the others, to read them again.
 """
 
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jstream.config import ModelConfig
 from jstream.data.frames import fit
 from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models import cache as kv
 from jstream.models.rope import rope_positions
-from jstream.models.video_lm import abstract_params, run
-from jstream.protocols.protocol import RESPONSE, SILENCE, STATES, StreamProtocol, Turn, span_in
+from jstream.protocols.protocol import RESPONSE, SILENCE, STATES, Turn, span_in
+from jstream.streaming import memory as mem
 from jstream.streaming.event import Event
+from jstream.streaming.step import compile_step, fresh_state
 
 MAX_QUERY = 2000  # characters; a question is a sentence, not a document
-
-
-def capacity_for(protocol: StreamProtocol, num_turns: int, queries: Iterable[str] = (), reply_tokens: int = 64) -> int:
-    """Tokens a cache must hold for a stream of so many turns, whatever it says.
-
-    Args:
-        protocol: the language of the model.
-        num_turns: frames.
-        queries: all that will be asked.
-        reply_tokens: of a reply in every turn, at most; less is a guess about how much is said.
-    """
-    label = Turn(1e6, 1e6 + 1)  # as long as labels get
-    turn = len(protocol.open_turn(label)) + len(protocol.close_turn(RESPONSE)) + reply_tokens
-    asked = sum(len(protocol.tokenizer.encode(f"{query}\n")) for query in queries)
-    padding = len(protocol.open_turn(label)) + 128  # the last chunk is padded to its bucket
-    return len(protocol.prefix) + num_turns * turn + asked + padding
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StreamState:
-    """What a step takes, donates and returns.
-
-    Attributes:
-        cache: everything the decoder has seen.
-        last_image: uint8 [1, H, W, 3]: the newest frame, for patches that see two.
-    """
-
-    cache: kv.Cache
-    last_image: jax.Array
-
-
-def fresh_state(config: ModelConfig, capacity: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
-    """The state before the first frame, with room for `capacity` tokens."""
-    last_image = jnp.zeros((1, *config.vision.frame_size, 3), jnp.uint8)
-    return StreamState(kv.empty_cache(config.decoder, 1, capacity, dtype), last_image)
-
-
-def forward_chunk(
-    config: ModelConfig,
-    params: Any,
-    cache: kv.Cache,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    is_frame: jax.Array | None = None,
-    frame_tokens: jax.Array | None = None,
-) -> tuple[kv.Cache, jax.Array]:
-    """One forward of a chunk against the cache.
-
-    Args:
-        tokens: int32 [1, T], padded behind `count` (int32 []) real ones.
-        rope: int32 [3, 1, T]: rotary positions.
-        is_frame, frame_tokens: bool [1, T] and [1, M, E], where the chunk holds a frame.
-
-    Returns:
-        The cache, advanced by `count`, and the logits f32 [V] behind the last real token.
-    """
-    model = functools.partial(run, config, params)
-    if is_frame is None or frame_tokens is None:
-        embeds = model(tokens, method="embed_text")
-    else:
-        embeds = model(tokens, is_frame, frame_tokens, method="embed_tokens")
-    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    positions = jnp.where(slots < count, cache.length + slots, kv.EMPTY)
-    hidden, cache = model(embeds, positions, rope, None, cache, method="hidden")
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
-    return kv.advance(cache, count), model(last, method="logits")[0, 0]
-
-
-def step_frame(
-    config: ModelConfig,
-    scores: Callable[[jax.Array], jax.Array],
-    frame_id: int,
-    params: Any,
-    state: StreamState,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    image: jax.Array,
-    first: jax.Array,
-) -> tuple[StreamState, jax.Array]:
-    """A turn up to its decision: vision tower, projector and one forward.
-
-    Args:
-        image: uint8 [1, H, W, 3].
-        first: bool []: whether it opens the stream.
-
-    Returns:
-        The next state and the protocol's scores of the decision, a few f32.
-    """
-    clip = image
-    if config.vision.num_images == 2:
-        clip = jnp.concatenate([jnp.where(first, image, state.last_image), image], axis=-1)
-    frame_tokens = run(config, params, clip, method="embed_frames")
-    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope, tokens == frame_id, frame_tokens)
-    return StreamState(cache, image), scores(logits)
-
-
-def step_text(
-    config: ModelConfig,
-    unspoken_ids: tuple[int, ...],
-    params: Any,
-    state: StreamState,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    temperature: jax.Array,
-    key: jax.Array,
-) -> tuple[StreamState, jax.Array]:
-    """Text without a frame: a long question, or a token of a reply.
-
-    Args:
-        unspoken_ids: special tokens that a reply cannot hold.
-
-    Returns:
-        The next state and the token that follows, int32 []: the most probable one, or a sample at temperature > 0.
-    """
-    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope)
-    logits = logits.at[jnp.asarray(unspoken_ids, jnp.int32)].set(-jnp.inf)
-    sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
-    return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
-
-
-@functools.lru_cache(maxsize=64)
-def compile_step(
-    kind: str,
-    config: ModelConfig,
-    scores: Callable[[jax.Array], jax.Array],
-    frame_id: int,
-    unspoken_ids: tuple[int, ...],
-    capacity: int,
-    bucket: int,
-    dtype: jnp.dtype,
-) -> Any:
-    """The compiled step of a kind (`frame` or `text`) and chunk length; sessions of one shape share it.
-
-    It takes the params, the state, which is donated, and what `step_frame` or `step_text` take behind them.
-    """
-    abstract = jax.ShapeDtypeStruct
-    params = jax.tree.map(lambda x: abstract(x.shape, dtype), abstract_params(config))
-    state = jax.eval_shape(lambda: fresh_state(config, capacity))
-    chunk = (abstract((1, bucket), jnp.int32), abstract((), jnp.int32), abstract((3, 1, bucket), jnp.int32))
-    if kind == "frame":
-        step = functools.partial(step_frame, config, scores, frame_id)
-        rest = (abstract((1, *config.vision.frame_size, 3), jnp.uint8), abstract((), jnp.bool_))
-    else:
-        step = functools.partial(step_text, config, unspoken_ids)
-        rest = (abstract((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.jit(step, donate_argnums=1).lower(params, state, *chunk, *rest).compile()
+CAPACITY = 4096  # tokens, where nothing is asked for
 
 
 class Session:
@@ -188,10 +36,12 @@ class Session:
 
     Args:
         model: as `jstream.load` gives it.
-        memory: `append`: everything is kept until the cache is full, which is an error.
-        capacity: tokens the cache holds; a turn of the bundled model takes about 20.
+        memory: `append`: everything is kept until the cache is full, which is an error. `reprefill:300`: the newest 300
+            turns. `last_frames:4`: the newest 4 frames, without what was said. See `memory.py`.
+        capacity: tokens the cache holds; a turn of the bundled model takes about 20. By default 4096, or what the
+            window needs. A window never fills its cache: where its turns said too much to fit, fewer of them are kept.
         fps: frames a second that `see` will be given; the labels of turns tell the model.
-        threshold: speak exactly when p(response) reaches it; None takes the most probable state.
+        threshold: speak when p(response) reaches it; None is the protocol's own rule (`decide`).
         temperature: of replies; 0 is greedy.
         max_new_tokens: a reply is cut there.
         seed: of sampled replies.
@@ -201,26 +51,28 @@ class Session:
 
     Attributes:
         compile_seconds: spent compiling.
+
+    Raises:
+        ConfigError: for an unknown memory, or a window that does not fit into the capacity.
     """
 
     def __init__(
         self,
         model: Model,
         memory: str = "append",
-        capacity: int = 4096,
+        capacity: int | None = None,
         fps: float = 1.0,
         threshold: float | None = None,
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         seed: int = 0,
     ):
-        if memory != "append":
-            raise ValueError(f"memory: expected 'append', found {memory!r}")
+        self.memory = mem.parse_memory(memory)
         if not fps > 0:
             raise ValueError(f"fps: expected a number > 0, found {fps}")
         self.fps = fps
         self.threshold, self.max_new_tokens = threshold, max_new_tokens
-        self._capacity, self._temperature, self._seed = capacity, np.float32(temperature), seed
+        self._wanted, self._temperature, self._seed = capacity, np.float32(temperature), seed
         self.compile_seconds = 0.0
         self._adopt(model)
 
@@ -232,32 +84,44 @@ class Session:
         # word of a reply, what opens a reply, and a long question.
         silent = len(self.protocol.close_turn(SILENCE)) + len(self.protocol.open_turn(Turn(100, 101)))
         silent = -(-silent // 8) * 8
+        self._capacity = self._wanted or CAPACITY
+        if self.memory.turns is not None:
+            self._capacity = self._wanted or mem.window_capacity(self.memory, self.protocol, self.max_new_tokens)
+            self._room = mem.question_room(self.memory, self.protocol, self.max_new_tokens, self._capacity)
         self._buckets = (silent, silent + 40)
         self._text_buckets = tuple(sorted({1, len(self.protocol.open_reply(Turn(100, 101))), silent + 40}))
         self.reset()
-        self._warm_up()
+        self._compile()
 
     # ----------------------------------------------------------------------------------------------- the public face
 
     def reset(self) -> None:
         """Forgets the stream and starts another; nothing is compiled again."""
-        self._state = fresh_state(self.model.config, self._capacity)
+        self.__dict__.pop("_state", None)  # a cache is large: the old one goes before the new one is made
+        self._state = fresh_state(self.model.config, self._capacity, self.model.dtype, self.model.mesh)
         self._pending: list[int] = list(self.protocol.prefix)  # tokens that open the next chunk
         self._queries: list[str] = []
         self._length = 0  # tokens in the cache, as the host counts them
         self._rope = 0  # rotary position of the next token
         self._turns = 0
+        self._heard: list[str] = []  # questions that stand; of them and the rest only a window needs to know
+        self._kept: list[mem.KeptTurn] = []
+        self._last_image: np.ndarray | None = None
         self._key = jax.random.key(self._seed)
 
     def ask(self, text: str) -> None:
         """Says something to the model; it is heard with the next frame.
 
         Raises:
-            ValueError: for an empty text or one of more than MAX_QUERY characters.
+            ValueError: for an empty text, one of more than MAX_QUERY characters, or one that fits into no window.
         """
         text = text.strip()
         if not text or len(text) > MAX_QUERY:
             raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
+        if self.memory.turns is not None and (size := self._tokens_in(text)) > self._room:
+            raise ValueError(
+                f"a question: expected at most {self._room} tokens, which fit into the cache, found {size}"
+            )
         self._queries.append(text)
 
     def see(self, frame: Frame) -> Event:
@@ -277,18 +141,26 @@ class Session:
             self._fit_to(frame)
         query = "\n".join(self._queries) or None
         turn = Turn(frame.time, frame.time + 1 / self.fps, query)
-        chunk = [*self._pending, *self.protocol.open_turn(turn)]
-        kv.require_room(self._length, self._slots_of(chunk), self._capacity)
-        image = fit(frame.image, self.model.config.vision)
-        scores = self._see_chunk(chunk, image)
+        image = fit(frame.image, self.model.config.vision)[None]
+        if self.memory.turns is None:
+            chunk = [*self._pending, *self.protocol.open_turn(turn)]
+            kv.require_room(self._length, self._slots_of(chunk), self._capacity)
+            scores = self._see_chunk("frame", chunk, image, np.asarray(self._turns == 0))
+            shown, frame_tokens = turn, None
+        else:
+            shown, frame_tokens, scores = self._see_in_window(turn, image)
+        scores = np.asarray(scores).tolist()
         self._queries.clear()
         self._turns += 1
 
-        state, text = self.protocol.decide(scores, self.threshold, asked=query is not None), None
+        state, reply, text = self.protocol.decide(scores, self.threshold, asked=query is not None), [], None
         if state == RESPONSE:
-            text = self.protocol.decode_reply(self._reply(self.protocol.open_reply(turn)))
+            reply = self._reply(self.protocol.open_reply(shown))
+            text = self.protocol.decode_reply(reply)
         else:
             self._pending = self.protocol.close_turn(state)
+        if frame_tokens is not None:
+            self._kept.append(mem.keep(self.memory, turn, state, reply, frame_tokens))
         span = span_in(text) if text is not None else None
         return Event(
             time=frame.time,
@@ -313,17 +185,55 @@ class Session:
         """Cache slots a chunk touches, the padding of its last piece included."""
         return max(len(chunk), self._buckets[-1])
 
-    def _see_chunk(self, chunk: list[int], image: np.ndarray) -> list[float]:
-        """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces."""
+    def _see_in_window(self, turn: Turn, image: np.ndarray) -> tuple[Turn, jax.Array, jax.Array]:
+        """A turn up to its decision; where the memory drops one for it, the others are read anew.
+
+        Returns:
+            The turn as the prompt has it, its frame tokens, and the scores.
+        """
+        spare = self._capacity - self._buckets[-1] - self.max_new_tokens  # behind it, padding and a whole reply fit
+        heard = mem.standing([*self._heard, *self._queries], self._tokens_in, self._room)
+        start, past, shown = self._length, self._kept, turn
+        chunks = [[*self._pending, *self.protocol.open_turn(turn)]]
+        if past and (not self.memory.grows(len(past)) or start + len(chunks[0]) > spare):
+            start = len(self.protocol.prefix)
+            past, chunks, shown = mem.read_again(self.memory, self.protocol, past, turn, heard, spare - start)
+        kv.require_room(start, sum(map(len, chunks)) + self._capacity - spare, self._capacity)
+        if start < self._length:
+            self._rewind(start)
+        before = image if self._last_image is None else self._last_image
+        frame_tokens = self._programs["embed", 0](self.model.params, before, image)
+        for chunk, kept in zip(chunks[:-1], past):
+            self._see_chunk("turn", chunk, kept.frame_tokens)
+        scores = self._see_chunk("turn", chunks[-1], frame_tokens)
+        self._heard, self._kept, self._last_image = heard, past, image
+        return shown, frame_tokens, scores
+
+    def _tokens_in(self, query: str) -> int:
+        return len(self.protocol.tokenizer.encode(f"{query}\n"))
+
+    def _rewind(self, length: int) -> None:
+        """Forgets all but the first tokens, no more than the protocol's prefix: each takes one rotary position."""
+        cache = kv.rewind(self._state.cache, np.asarray(length, np.int32))
+        self._state = dataclasses.replace(self._state, cache=cache)
+        self._length = self._rope = length
+
+    def _see_chunk(self, kind: str, chunk: list[int], *seen: Any) -> jax.Array:
+        """Feeds a chunk that ends in a frame; text too long for a bucket goes ahead in pieces.
+
+        Args:
+            kind: `frame` or `turn`.
+            seen: what that step takes behind the chunk.
+        """
         longest = self._buckets[-1]
         while len(chunk) > longest:
             size = min(longest, len(chunk) - longest)
             self._step_text(chunk[:size])
             chunk = chunk[size:]
         bucket = next(size for size in self._buckets if len(chunk) <= size)
-        arguments = (*self._chunk_arguments(chunk, bucket), image[None], np.asarray(self._turns == 0))
-        self._state, scores = self._program("frame", bucket)(self.model.params, self._state, *arguments)
-        return np.asarray(scores).tolist()
+        arguments = (*self._chunk_arguments(chunk, bucket), *seen)
+        self._state, scores = self._programs[kind, bucket](self.model.params, self._state, *arguments)
+        return scores
 
     def _reply(self, opening: list[int]) -> list[int]:
         """Generates a reply behind the tokens that open it; leaves what closes the turn pending."""
@@ -352,7 +262,7 @@ class Session:
         bucket = next(size for size in self._text_buckets if len(tokens) <= size)
         self._key, key = jax.random.split(self._key) if self._temperature else (self._key, self._key)
         arguments = (*self._chunk_arguments(tokens, bucket), self._temperature, key)
-        self._state, token = self._program("text", bucket)(self.model.params, self._state, *arguments)
+        self._state, token = self._programs["text", bucket](self.model.params, self._state, *arguments)
         return token
 
     def _chunk_arguments(self, chunk: list[int], bucket: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -371,16 +281,18 @@ class Session:
 
     # ------------------------------------------------------------------------------------------------------ programs
 
-    def _warm_up(self) -> None:
-        for bucket in self._buckets:
-            self._program("frame", bucket)
-        for bucket in self._text_buckets:
-            self._program("text", bucket)
-
-    def _program(self, kind: str, bucket: int) -> Any:
+    def _compile(self) -> None:
+        """All programs of the stream, by kind and length of the chunk."""
         begin = time.perf_counter()
-        dtype = jax.tree.leaves(self.model.params)[0].dtype
+        windowed = self.memory.turns is not None
+        kinds = [("turn" if windowed else "frame", bucket) for bucket in self._buckets]
+        kinds += [("embed", 0)] * windowed + [("text", bucket) for bucket in self._text_buckets]
         language = (self.protocol.scores, self.protocol.frame_id, self.protocol.unspoken_ids)
-        program = compile_step(kind, self.model.config, *language, self._capacity, bucket, dtype)
+        where = (self.model.dtype, self.model.mesh)
+        self._programs = {
+            (kind, bucket): compile_step(kind, self.model.config, *language, self._capacity, bucket, *where)
+            for kind, bucket in kinds
+        }
+        if windowed:
+            self._rewind(0)
         self.compile_seconds += time.perf_counter() - begin
-        return program
