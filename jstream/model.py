@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from jstream.config import ModelConfig, QwenVisionConfig
 from jstream.protocols import make_protocol
 from jstream.protocols.protocol import StreamProtocol
@@ -21,6 +23,17 @@ class Model:
     config: ModelConfig
     params: Any
     protocol: StreamProtocol
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The mesh that the params lie on; None on one device."""
+        mesh = getattr(jax.tree.leaves(self.params)[0].sharding, "mesh", None)
+        return mesh if isinstance(mesh, jax.sharding.Mesh) else None
+
+    @property
+    def dtype(self) -> Any:
+        """Of the params."""
+        return jax.tree.leaves(self.params)[0].dtype
 
     def for_frames(self, height: int, width: int) -> "Model":
         """The same model for a stream of frames of this size in pixels.

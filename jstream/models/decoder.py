@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jstream.config import DecoderConfig
 from jstream.models import attention, rope
 from jstream.models.cache import Cache, write, write_positions
-from jstream.models.layers import RMSNorm, SwiGLU
+from jstream.models.layers import Linear, RMSNorm, SwiGLU
 
 
 class SelfAttention(nn.Module):
@@ -21,7 +21,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
         c = self.config
         batch, length, _ = x_BTD.shape
-        project = lambda heads, name: nn.Dense(heads * c.head_dim, use_bias=c.qkv_bias, name=name)(x_BTD).reshape(
+        project = lambda heads, name: Linear(heads * c.head_dim, c.qkv_bias, c.int8, name=name)(x_BTD).reshape(
             batch, length, heads, c.head_dim
         )
         q_BTNH, k_BTKH = project(c.num_heads, "q_proj"), project(c.num_kv_heads, "k_proj")
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
             cache = write(cache, layer, k_BTKH, v_BTKH)
             mask_BTS = attention.position_mask(positions_BT, cache.positions)
             out = attention.attend(q_BTNH, cache.keys[layer], cache.values[layer], mask_BTS)
-        out = nn.Dense(c.width, use_bias=False, name="o_proj")(out.reshape(batch, length, -1))
+        out = Linear(c.width, int8=c.int8, name="o_proj")(out.reshape(batch, length, -1))
         return out, cache
 
 
@@ -49,7 +49,7 @@ class DecoderLayer(nn.Module):
         h, cache = SelfAttention(c, name="self_attn")(h, angles, positions_BT, segments_BT, cache, layer)
         x_BTD = x_BTD + h
         h = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
-        return x_BTD + SwiGLU(c.mlp_dim, name="mlp")(h), cache
+        return x_BTD + SwiGLU(c.mlp_dim, int8=c.int8, name="mlp")(h), cache
 
 
 class Decoder(nn.Module):
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         self.layers = [DecoderLayer(c) for _ in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps)
         if not c.tie_embeddings:
-            self.lm_head = nn.Dense(c.vocab_size, use_bias=False)
+            self.lm_head = Linear(c.vocab_size, int8=c.int8)
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return self.embed_tokens(tokens_BT)

@@ -4,6 +4,8 @@ Everything is a Flax Linen module over plain dict params. Kernels are two-dimens
 they are loaded from (transposed), so that one table of rules shards them and one optimizer rule fits them.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,17 +24,44 @@ class RMSNorm(nn.Module):
         return (normed * scale).astype(x.dtype)
 
 
+class Linear(nn.Module):
+    """x W + b, or with int8 weights (x W) · s + b: each column of W is whole numbers times its scale.
+
+    Attributes:
+        features: columns of W.
+        int8: whether the kernel is int8, with a `kernel_scale`; half the bytes of bfloat16 to read.
+    """
+
+    features: int
+    use_bias: bool = False
+    int8: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.int8:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+            x = x @ kernel.astype(x.dtype)
+        else:
+            kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features), jnp.int8)
+            scale = self.param("kernel_scale", nn.initializers.ones, (self.features,))
+            x = (x @ kernel.astype(x.dtype)) * scale.astype(x.dtype)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return x
+
+
 class SwiGLU(nn.Module):
     """The gated feed-forward of Llama: down(silu(gate(x)) · up(x))."""
 
     hidden: int
     use_bias: bool = False
+    int8: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = nn.Dense(self.hidden, use_bias=self.use_bias, name="gate_proj")(x)
-        up = nn.Dense(self.hidden, use_bias=self.use_bias, name="up_proj")(x)
-        return nn.Dense(x.shape[-1], use_bias=self.use_bias, name="down_proj")(nn.silu(gate) * up)
+        linear = functools.partial(Linear, use_bias=self.use_bias, int8=self.int8)
+        gate, up = linear(self.hidden, name="gate_proj")(x), linear(self.hidden, name="up_proj")(x)
+        return linear(x.shape[-1], name="down_proj")(nn.silu(gate) * up)
 
 
 class MLP(nn.Module):

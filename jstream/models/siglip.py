@@ -81,7 +81,6 @@ class Siglip(nn.Module):
     """Frames to frame features."""
 
     config: SiglipConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -94,18 +93,18 @@ class Siglip(nn.Module):
             [N, M, width].
         """
         c = self.config
-        x = (images.astype(jnp.float32) / 127.5 - 1.0).astype(self.dtype)  # SigLIP: mean = std = 0.5
+        side = c.image_size // c.patch_size
+        positions = self.param("position_embedding", nn.initializers.normal(0.02), (side * side, c.width))
+        x = (images.astype(jnp.float32) / 127.5 - 1.0).astype(positions.dtype)  # SigLIP: mean = std = 0.5
         if c.stem_width:
             x = nn.gelu(nn.Dense(c.stem_width, name="stem_cells")(_cells(x, STEM_CELL)))
             x = nn.gelu(nn.Conv(c.stem_width, (3, 3), name="stem_conv")(x))
         x = nn.Dense(c.width, name="patch_embedding")(_cells(x, c.patch_size // (STEM_CELL if c.stem_width else 1)))
-        side = x.shape[1]
-        x = rearrange(x, "n h w d -> n (h w) d")
-        x = x + self.param("position_embedding", nn.initializers.normal(0.02), (side * side, c.width))
+        x = rearrange(x, "n h w d -> n (h w) d") + positions
         for i in range(c.num_layers):
             x = EncoderLayer(c, name=f"layers_{i}")(x)
         x = nn.LayerNorm(c.norm_eps, name="post_layernorm")(x)
-        pool = pooling_matrix(side, c.grid)
+        pool = pooling_matrix(side, c.grid).astype(x.dtype)
         patches = rearrange(x, "n (h w) d -> n h w d", h=side)
         tokens = rearrange(jnp.einsum("gh,kw,nhwd->ngkd", pool, pool, patches), "n g k d -> n (g k) d")
         if c.pooled_token:

@@ -96,9 +96,15 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return dict(VideoLM(config).init(key, images, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
-def abstract_params(config: ModelConfig) -> dict[str, Any]:
+def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
     """The shapes and dtypes of the params, without making them."""
-    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype(leaf, dtype)), params)
+
+
+def param_dtype(leaf: Any, dtype: Any) -> Any:
+    """The dtype of a param in a model of this dtype: int8 kernels stay what they are."""
+    return leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.integer) else jnp.dtype(dtype)
 
 
 def stack_frames(frames: jax.Array, first: jax.Array, num_images: int) -> jax.Array:

@@ -1,0 +1,117 @@
+"""The published sizes compile, one turn against a cache of 8,192 tokens, and fit the accelerators they are meant for.
+
+The compilers' own count of bytes is checked: params, cache and the compiler's temporaries on each device. Nothing runs.
+"""
+
+import dataclasses
+
+import jax
+import pytest
+from jax.experimental import topologies
+
+from jstream.config import QwenVisionConfig, TrainConfig
+from jstream.protocols.live import SilenceScores
+from jstream.protocols.streamo import StateScores
+from jstream.sharding import make_mesh
+from jstream.streaming.step import compile_step
+from tests.published_configs import published
+
+CAPACITY = 8192
+GIB = 1 << 30
+
+# What the CUDA compiler has to know of a card (jaxlib's GpuTopology): the same for all, then each its own.
+_CARD = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
+  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: {} shared_memory_per_core: {} shared_memory_per_block_optin: {} l2_cache_size: {}
+  memory_bandwidth: {} device_memory_size: {} clock_rate_ghz: {} cuda_compute_capability {{ major: {} minor: 0 }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 20 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{}"
+"""
+_CARDS = {
+    "h200": (132, 233472, 232448, 62914560, 4800000000000, 150000000000, 1.98, 9, "NVIDIA H200"),
+    "a100": (108, 167936, 166912, 41943040, 2039000000000, 84929347584, 1.41, 8, "NVIDIA A100-SXM4-80GB"),
+}
+_TPUS = {"v5e": ("v5e:2x2", 15.75 * GIB), "v6e": ("v6e:2x2", 31.24 * GIB)}
+
+
+def devices_of(accelerator: str) -> tuple[list, float]:
+    """The abstract devices of an accelerator, and the bytes that each has."""
+    if accelerator in _TPUS:
+        name, memory = _TPUS[accelerator]
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices, memory
+    card = _CARD.format(*_CARDS[accelerator])
+    topology = topologies.get_topology_desc(platform="cuda", target_config=card, topology="1x1x1")
+    return topology.devices, _CARDS[accelerator][5]
+
+
+def turn_of(config: TrainConfig) -> tuple:
+    """The scores of a config's protocol, and the longest chunk of a turn with a question, rounded up."""
+    if config.protocol.name == "live":
+        return SilenceScores(11), 64
+    vision = config.model.vision
+    assert isinstance(vision, QwenVisionConfig)
+    return StateScores((7, 8, 9)), -(-(vision.tokens_per_frame + 64) // 8) * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "accelerator", "tensor"),
+    [
+        ("streamo", "3b", "v5e", 1),
+        ("streamo", "3b", "v6e", 1),
+        ("streamo", "7b", "v5e", 4),
+        ("streamo", "7b", "v6e", 1),
+        ("joyai", None, "v5e", 4),
+        ("joyai", None, "v6e", 1),
+        ("videollm_online", None, "v5e", 4),
+        ("videollm_online", None, "v6e", 1),
+        ("streamo", "3b", "a100", 1),
+        ("streamo", "7b", "a100", 1),
+        ("streamo", "3b", "h200", 1),
+        ("streamo", "7b", "h200", 1),
+        ("joyai", None, "a100", 1),
+        ("joyai", None, "h200", 1),
+        ("videollm_online", None, "a100", 1),
+        ("videollm_online", None, "h200", 1),
+    ],
+)
+def test_a_turn_fits(name, size, accelerator, tensor):
+    config = published(name, size)
+    devices, memory = devices_of(accelerator)
+    scores, length = turn_of(config)
+    model = config.model
+    if isinstance(model.vision, QwenVisionConfig):  # a stream of 16:9
+        model = dataclasses.replace(model, vision=model.vision.for_frames(720, 1280))
+    mesh = make_mesh(tensor=tensor, devices=devices)
+    compiled = compile_step("frame", model, scores, 5, (), CAPACITY, length, jax.numpy.dtype("bfloat16"), mesh)
+    found = compiled.memory_analysis()
+    held = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
+    held -= found.alias_size_in_bytes
+    print(
+        f"{name} {size or ''} {accelerator} × {tensor}: {held / GIB:.2f} GiB, "
+        f"of which temporary {found.temp_size_in_bytes / GIB:.2f}"
+    )
+    assert found.alias_size_in_bytes >= cache_bytes(model, tensor)  # the cache is donated, all of it
+    assert held < 0.95 * memory
+
+
+def cache_bytes(model, tensor: int) -> int:
+    c = model.decoder
+    heads = c.num_kv_heads // tensor if c.num_kv_heads % tensor == 0 else c.num_kv_heads
+    return 2 * c.num_layers * CAPACITY * heads * c.head_dim * 2
+
+
+@pytest.mark.parametrize(("accelerator", "tensor"), [("v5e", 4), ("v6e", 1), ("h200", 1)])
+def test_a_word_of_a_reply_fits(accelerator, tensor):
+    devices, memory = devices_of(accelerator)
+    model = published("videollm_online").model
+    mesh = make_mesh(tensor=tensor, devices=devices)
+    compiled = compile_step("text", model, SilenceScores(11), 5, (), CAPACITY, 1, jax.numpy.dtype("bfloat16"), mesh)
+    found = compiled.memory_analysis()
+    assert found.alias_size_in_bytes >= cache_bytes(model, tensor)
+    assert found.argument_size_in_bytes + found.temp_size_in_bytes < 0.95 * memory
