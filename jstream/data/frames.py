@@ -37,14 +37,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, size: int) -> np.ndarray:
-    """Scales the longer side to `size`, keeping the aspect, and centres the picture on black, as VideoLLM-online does.
+    """Scales the longer side to `size`, keeping the aspect, and centres the picture on black.
+
+    As VideoLLM-online prepares its videos (`data/utils.py`: FFmpeg's bicubic filter, the shorter side rounded to an
+    even number).
 
     Args:
         image: [H, W, 3] uint8.
         size: pixels of each side.
 
     Returns:
-        [size, size, 3] uint8; the image itself if it has that size. Area-averaged down, bicubic up; bit-exact.
+        [size, size, 3] uint8; the image itself if it has that size. Bit-exact.
 
     Raises:
         ValueError: the image is not as above, or size is below 1.
@@ -55,11 +58,11 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     if height == width == size:
         return image
     longest = max(height, width)
-    height, width = (max(1, round(side * size / longest)) for side in (height, width))
+    even = lambda side: size if side == longest else min(size, max(2, 2 * int(side * size / (2 * longest) + 0.5)))
+    height, width = even(height), even(width)
     # RGB planes under the name of 4:4:4 planes: swscale filters each alone, where it would take RGB through YUV.
     planes = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(2, 0, 1)), format="yuv444p")
-    method = Interpolation.AREA if size < longest else Interpolation.BICUBIC
-    flags = int(method | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+    flags = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
     scaled = planes.reformat(width, height, interpolation=flags, threads=1).to_ndarray()
     out = np.zeros((size, size, 3), np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
