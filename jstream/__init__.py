@@ -1,5 +1,6 @@
 """jstream: live video assistants in JAX. A model watches a stream frame by frame and decides when to speak."""
 
+from jstream import sharding
 from jstream.data.video import Frame, VideoError, open_video
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
@@ -19,4 +20,5 @@ __all__ = [
     "VideoError",
     "load",
     "open_video",
+    "sharding",
 ]

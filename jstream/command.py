@@ -1,13 +1,15 @@
-"""What every command shares: flags in, one line out when something the user can mend is wrong."""
+"""What every command shares: flags and a config in, one line out when something the user can mend is wrong."""
 
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
-from jstream.config import ConfigError
+from jstream.config import ConfigError, TrainConfig, from_dict
 from jstream.data.dialogue import DialogueError
 from jstream.data.video import VideoError
 from jstream.models.cache import CacheFullError
@@ -15,6 +17,19 @@ from jstream.protocols.tokenizer import TokenizerError
 from jstream.weights.checkpoint import CheckpointError
 
 EXPECTED = (ConfigError, DialogueError, VideoError, TokenizerError, CheckpointError, CacheFullError, OSError)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A file such as configs/streamo.py:7b; --config.a.b=c changes a value of it."
+)
+
+
+def given_config() -> TrainConfig | None:
+    """The config that --config names, with what the command line changes in it.
+
+    Raises:
+        ConfigError: where it does not fit.
+    """
+    return None if _CONFIG.value is None else from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -46,6 +61,13 @@ def run(main: Callable[[], Any]) -> None:
             if isinstance(error, OSError) and error.filename is not None:
                 fail(f"{error.filename}: {error.strerror}")
             fail(str(error))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("JSTREAM_TRACEBACK"):
+                raise
+            fail(
+                "the device is out of memory; take a smaller --capacity, several devices (--tensor=4) or weights in "
+                f"int8 (jstream.convert --int8): {str(error).splitlines()[0][:200]}"
+            )
         except KeyboardInterrupt:
             fail("interrupted", code=130)
 

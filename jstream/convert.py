@@ -2,27 +2,36 @@
 
 `orbax` makes a folder of ours from one in a published format or a hub id; `hf` makes a published folder again, so that
 others can serve the model. There and back is the same bit for bit, its small files included, where no --dtype is given.
+An adapter is merged; `--config=configs/videollm_online.py` says where what it is for lies. `--int8` makes a folder of
+ours with weights in int8, to stream with, and tells how far its logits are off.
 """
 
+import itertools
 import pathlib
 
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from jstream import command
-from jstream.config import ConfigError, ProtocolConfig
-from jstream.protocols.streamo import SYSTEM_PROMPT
-from jstream.protocols.tokenizer import Tokenizer
+from jstream.config import ConfigError
+from jstream.data.video import open_video
+from jstream.evals import closeness
+from jstream.sharding import make_mesh
 from jstream.weights import hf
-from jstream.weights.checkpoint import PUBLISHED, CheckpointError, read_model, save_model
+from jstream.weights.checkpoint import BUNDLED, PUBLISHED, CheckpointError, assemble, read_model, save_model
 from jstream.weights.hf_config import family_of, read_json
-from jstream.weights.published import STREAMO_PIXELS
+from jstream.weights.int8 import to_int8
+from jstream.weights.published import is_published, read_published, settings_of
 
 _SOURCE = flags.DEFINE_string("source", None, "Model folder, or for orbax also a hub id.")
 _TARGET = flags.DEFINE_string("target", None, "Folder to make; there must be none yet.")
 _FORMAT = flags.DEFINE_enum("format", None, ["orbax", "hf"], "What to make.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the params; as they are by default.")
+_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share the model meanwhile.", 1)
+_INT8 = flags.DEFINE_bool("int8", False, "Weights of the decoder in int8; with --format=orbax.")
 
+_NUM_FRAMES, _QUERY = 16, "Narrate what happens."  # what int8 weights are compared on: the bundled clip
 _SMALL_FILES = (".json", ".txt", ".jinja", ".md")  # of a published folder; its weights are in safetensors
 _LARGEST_FILE = 64 << 20  # bytes; the largest tokenizer.json has about ten million
 
@@ -38,12 +47,31 @@ def small_files(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def to_orbax(source: str, target: pathlib.Path) -> None:
-    folder = hf.resolve(source)
-    config = hf.read_config(folder, STREAMO_PIXELS)
-    dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else hf.stored_dtype(folder)
-    params = hf.load_params(folder, config, dtype)
-    language = ProtocolConfig(system=SYSTEM_PROMPT)
-    save_model(target, config, language, Tokenizer.load(folder), params, dtype=None, published=small_files(folder))
+    given = command.given_config()
+    settings = settings_of(given) if given is not None else {}
+    dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
+    ours = pathlib.Path(source).exists() and not is_published(pathlib.Path(source))
+    mesh = make_mesh(tensor=_TENSOR.value) if _TENSOR.value > 1 else None
+    config, language, tokenizer, params = (
+        read_model(source, dtype, mesh) if ours else read_published(source, dtype, mesh=mesh, **settings)
+    )
+    published = None  # merged and int8 weights have no published layout to go back to
+    if _INT8.value:
+        whole = assemble(source, config, language, tokenizer, params, mesh)  # with all its tokens
+        config, params, tokenizer = *to_int8(whole.config, whole.params), whole.protocol.tokenizer
+        smaller = assemble(source, config, language, tokenizer, params, mesh)
+        print(f"int8 weights: {closeness.compare(whole, smaller, first_frames(_NUM_FRAMES), _QUERY)}")
+    elif ours and (pathlib.Path(source) / PUBLISHED).is_dir():
+        published = small_files(pathlib.Path(source) / PUBLISHED)
+    elif not ours and not (hf.resolve(source) / "adapter_config.json").exists():
+        published = small_files(hf.resolve(source))
+    save_model(target, config, language, tokenizer, params, dtype=None, published=published)
+
+
+def first_frames(count: int) -> list[np.ndarray]:
+    """Images uint8 [H, W, 3] of the bundled clip, one a second."""
+    with open_video(BUNDLED / "clip.mp4", fps=1.0) as video:
+        return [frame.image for frame in itertools.islice(video, count)]
 
 
 def to_hf(source: str, target: pathlib.Path) -> None:
@@ -62,6 +90,8 @@ def to_hf(source: str, target: pathlib.Path) -> None:
 def main() -> None:
     if not _SOURCE.value or not _TARGET.value or not _FORMAT.value:
         raise ConfigError("expected --source=FOLDER, --target=FOLDER and --format=orbax or hf")
+    if _INT8.value and _FORMAT.value != "orbax":
+        raise ConfigError("--int8: expected --format=orbax, found hf, in which no one else would read it")
     target = pathlib.Path(_TARGET.value)
     if target.exists():
         raise ConfigError(f"--target={target}: expected a new folder, found one; choose another name or move it away")

@@ -12,8 +12,7 @@ from jstream import command
 from jstream.config import ConfigError
 from jstream.evals import world
 from jstream.streaming.session import Session
-from jstream.weights.checkpoint import BUNDLED
-from jstream.weights.published import load
+from jstream.weights.published import load_of_config
 
 BENCHMARKS = ("world",)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
@@ -22,7 +21,9 @@ _BENCHMARK = flags.DEFINE_string("benchmark", None, f"What to score on: {', '.jo
 _SEED = flags.DEFINE_integer("seed", None, "Names the series of videos; take another than the model was trained with.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing.")
 _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Model folder or hub id; the bundled model by default.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
+)
 _TASK = flags.DEFINE_multi_string("task", [], f"Only this task; may be repeated. One of {', '.join(world.TASKS)}.")
 _RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
 
@@ -34,7 +35,7 @@ def main() -> None:
         raise ConfigError("expected --seed=NUMBER and --out=FOLDER, e.g. --seed=7 --out=runs/evaluation")
     samples = world.make_samples(_SEED.value, _NUM_VIDEOS.value, _TASK.value or world.TASKS)
 
-    model = load(_CHECKPOINT.value or BUNDLED)
+    model = load_of_config(command.given_config(), _CHECKPOINT.value)
     size = max(model.config.vision.frame_size)
     model = model.for_frames(size, size)
     capacity = world.room_for(samples, model.protocol, MAX_NEW_TOKENS)

@@ -1,7 +1,8 @@
 """Watches a video: `python -m jstream.stream [--video=clip.mp4] [--query="12:What colour is the circle now?"] …`.
 
-With no flags the bundled model watches the bundled clip. Prints what happens as it happens, and writes `events.jsonl`,
-`captions.vtt` and `timeline.png` to one folder.
+With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say where published
+weights lie and what language they speak. Prints what happens as it happens, and writes `events.jsonl`, `captions.vtt`
+and `timeline.png` to one folder.
 """
 
 import json
@@ -19,16 +20,19 @@ from jstream.config import ConfigError
 from jstream.data.video import Video, VideoError, open_video, paced
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
+from jstream.sharding import make_mesh
 from jstream.streaming.event import Asked
+from jstream.streaming.memory import OFTEN_SAID, Memory, capacity_for, parse_memory, window_capacity
 from jstream.streaming.recording import Recording
-from jstream.streaming.session import MAX_QUERY, Session, capacity_for
+from jstream.streaming.session import MAX_QUERY, Session
 from jstream.weights.checkpoint import BUNDLED
-from jstream.weights.published import load
+from jstream.weights.published import load_of_config
 
 _VIDEO = flags.DEFINE_string("video", "", "File or URL to watch; the bundled clip by default.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", str(BUNDLED), "Model folder, ours or a published one, or hub id; the bundled model by default."
+    "checkpoint", "", "Model folder, ours or a published one, or hub id; the config's or the bundled model by default."
 )
+_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of the params; by default bfloat16, float32 on a CPU."
 )
@@ -38,12 +42,19 @@ _OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, capti
 _REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera would: late frames are dropped.")
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of replies; 0 is greedy.", lower_bound=0.0)
-_CAPACITY = flags.DEFINE_integer("capacity", None, "Tokens the cache holds; by default enough for the video.", 256)
+_MEMORY = flags.DEFINE_string(
+    "memory", None, "What of a long stream is kept: append (all, the default), reprefill[:TURNS] or last_frames[:N]."
+)
+_MAX_TURNS = flags.DEFINE_integer(
+    "max_turns", None, "Short for --memory=reprefill:N, a window of N turns: `max_rounds` of Streamo's inference.", 1
+)
+_CAPACITY = flags.DEFINE_integer(
+    "capacity", None, "Tokens the cache holds; by default enough for the video, or for the window of the memory.", 256
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut there.", 1, 4096)
 
 _DEFAULT_QUERY = "0:Narrate what happens."
 _UNKNOWN_LENGTH = 600  # turns to hold for a stream that does not say how long it is
-_WORDS_A_TURN = 16  # tokens of replies to make room for; most turns are silent
 MAX_CAPACITY = 1 << 16  # tokens; what a file says of its own length is not to be trusted with all the memory
 
 
@@ -64,10 +75,25 @@ def parse_query(text: str) -> Asked:
     return Asked(question, float(seconds))
 
 
-def automatic_capacity(model: Model, video: Video, queries: list[Asked]) -> int:
-    """Tokens the cache is given: for the whole video and a few words a turn, within MAX_CAPACITY."""
+def chosen_memory(memory: str | None, max_turns: int | None) -> str:
+    """The policy that the two flags name.
+
+    Raises:
+        ConfigError: for both flags at once.
+    """
+    if memory is not None and max_turns is not None:
+        raise ConfigError(f"expected --memory or --max_turns, found --memory={memory} and --max_turns={max_turns}")
+    if max_turns is not None:
+        return f"reprefill:{max_turns}"
+    return "append" if memory is None else memory
+
+
+def automatic_capacity(model: Model, video: Video, queries: list[Asked], memory: Memory, max_new_tokens: int) -> int:
+    """Tokens the cache is given: for the window of the memory, or for the whole video within MAX_CAPACITY."""
+    if memory.turns is not None:
+        return window_capacity(memory, model.protocol, max_new_tokens)
     turns = video.num_frames or _UNKNOWN_LENGTH
-    tokens = capacity_for(model.protocol, turns, [query.text for query in queries], _WORDS_A_TURN)
+    tokens = capacity_for(model.protocol, turns, [query.text for query in queries], OFTEN_SAID)
     return min(-(-tokens // 256) * 256, MAX_CAPACITY)
 
 
@@ -78,20 +104,26 @@ def main() -> None:
     if not texts:
         texts = json.loads((BUNDLED / "clip.json").read_text())["queries"] if bundled else [_DEFAULT_QUERY]
     waiting = sorted(map(parse_query, texts), key=lambda query: query.time)
-    model = load(_CHECKPOINT.value, dtype=jnp.dtype(_DTYPE.value) if _DTYPE.value else None)
+    dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
+    mesh = make_mesh(tensor=_TENSOR.value) if _TENSOR.value > 1 else None
+    memory = chosen_memory(_MEMORY.value, _MAX_TURNS.value)
+    policy = parse_memory(memory)
+    model = load_of_config(command.given_config(), _CHECKPOINT.value, dtype, mesh)
 
     with open_video(BUNDLED / "clip.mp4" if bundled else _VIDEO.value, fps=_FPS.value) as video:
         model = model.for_frames(video.height, video.width)
         session = Session(
             model,
-            capacity=_CAPACITY.value or automatic_capacity(model, video, waiting),
+            memory,
+            capacity=_CAPACITY.value or automatic_capacity(model, video, waiting, policy, _MAX_NEW_TOKENS.value),
             fps=_FPS.value,
             threshold=_THRESHOLD.value,
             temperature=_TEMPERATURE.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
         )
         print(
-            f"ready after {time.perf_counter() - began:.1f} s, of which compiling {session.compile_seconds:.1f} s",
+            f"ready after {time.perf_counter() - began:.1f} s, of which compiling {session.compile_seconds:.1f} s; "
+            f"{model.config.vision.tokens_per_frame} tokens a frame",
             flush=True,
         )
         frames = paced(video) if _REALTIME.value else video

@@ -13,12 +13,11 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jstream import command
-from jstream.config import ConfigError, StageConfig, TrainConfig, from_dict, to_dict
+from jstream.config import ConfigError, StageConfig, TrainConfig, to_dict
 from jstream.data import pipeline, world
 from jstream.data.world.labels import WORDS
 from jstream.protocols import make_protocol, make_tokenizer
@@ -28,7 +27,6 @@ from jstream.training.optimizer import learning_rate, make_optimizer
 from jstream.training.step import TrainState, init_state, train_step
 from jstream.weights.checkpoint import RunCheckpoints, load_model, save_model
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="What to train, e.g. configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there goes on.")
 _INIT = flags.DEFINE_string("init", "", "Model folder to start from instead of fresh params.")
 
@@ -111,11 +109,13 @@ class Progress:
 
 
 def main() -> None:
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    config = command.given_config()
+    if config is None or _WORKDIR.value is None:
         raise ConfigError(
             "expected --config=FILE and --workdir=FOLDER, e.g. --config=configs/tiny.py --workdir=runs/tiny"
         )
-    config: TrainConfig = from_dict(TrainConfig, _CONFIG.value.to_dict(), "config")
+    if not config.stages:
+        raise ConfigError("stages: expected at least one, found none: there is nothing to train")
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     keep_config(workdir / "config.json", config)

@@ -4,6 +4,8 @@ import importlib.util
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
+# Four devices, for meshes; one is used otherwise. Small models take longer to compile than to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
 
 import pathlib
 
@@ -14,6 +16,8 @@ SKIPPED: list[str] = []  # on CI: what was skipped and may not be
 
 # The reference implementations are an extra of their own; without them their tests are not there.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["parity"]
+# so with compilers for what is not here; where only one is, it is the one for what is here
+collect_ignore += [] if all(map(importlib.util.find_spec, ("libtpu", "jax_cuda13_plugin"))) else ["aot"]
 
 
 @pytest.fixture(scope="session")

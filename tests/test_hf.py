@@ -571,9 +571,8 @@ LORA_MODULES = [f"model.layers.{i}.{m}_proj" for i in range(2) for m in (
 )] + ["lm_head"]  # fmt: skip
 
 
-@pytest.fixture
-def live(tmp_path):
-    """The tensors of the three parts, and a function that writes and loads them with some of them changed."""
+def live_parts():
+    """The tensors of the three parts: Llama, SigLIP with its text tower, and the adapter."""
     llama_shapes = decoder_shapes(LLAMA) | {"lm_head.weight": (40, 16)}
     adapter_shapes = linear("base_model.model.connector.0", 16, 8) | linear("base_model.model.connector.2", 16, 16)
     for module in LORA_MODULES:
@@ -581,11 +580,17 @@ def live(tmp_path):
         adapter_shapes |= {f"base_model.model.{module}.lora_A.weight": (3, width)}
         adapter_shapes |= {f"base_model.model.{module}.lora_B.weight": (out, 3)}
     text = {"text_model.embeddings.token_embedding.weight": (4, 8), "logit_scale": (1,), "logit_bias": (1,)}
-    parts = [
+    return [
         random_tensors(llama_shapes, seed=0),
         random_tensors(siglip_shapes() | text, np.float32, seed=1),
         random_tensors(adapter_shapes, np.float32, seed=2),
     ]
+
+
+@pytest.fixture
+def live(tmp_path):
+    """The tensors of the three parts, and a function that writes and loads them with some of them changed."""
+    parts = live_parts()
 
     def load(llama=None, siglip=None, adapter=None, configs=(LLAMA, SIGLIP, ADAPTER), **options):
         given = [given or part for given, part in zip((llama, siglip, adapter), parts, strict=True)]

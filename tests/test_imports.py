@@ -18,13 +18,13 @@ MAY_IMPORT = {
     "protocols": {"config", "data"},
     "data": {"config", "protocols"},
     "model": {"config", "protocols"},
-    "streaming": {"config", "model", "models", "protocols", "data"},
-    "weights": {"config", "model", "models", "protocols"},
+    "streaming": {"config", "model", "models", "protocols", "data", "sharding"},
+    "weights": {"config", "model", "models", "protocols", "sharding"},
     "training": {"config", "models", "protocols", "data", "weights", "sharding"},
     "evals": {"config", "model", "models", "protocols", "data", "streaming", "weights", "sharding", "__init__"},
     "serving": {"config", "model", "models", "protocols", "data", "streaming", "weights", "sharding", "__init__"},
     "assets": set(),
-    "__init__": {"config", "data", "model", "models", "streaming", "weights"},
+    "__init__": {"config", "data", "model", "models", "sharding", "streaming", "weights"},
 }
 MAY_IMPORT["command"] = set(MAY_IMPORT)  # what commands share, for them alone
 MAY_IMPORT |= {name: set(MAY_IMPORT) for name in COMMANDS}

@@ -9,10 +9,12 @@ import pytest
 import webvtt
 from absl import flags
 from absl.testing import flagsaver
+from test_published import CHAT_TOKENS, publish
 
 from jstream import command, load, stream
 from jstream.data import world
 from jstream.data.world.write import write_video
+from jstream.protocols.tokenizer import train_tokenizer
 from jstream.weights.checkpoint import BUNDLED
 
 
@@ -67,6 +69,13 @@ def test_queries_are_asked_at_their_time(run, clip, tmp_path):
     assert asked == [["0.0s", "query", "Narrate: all."], ["5.0s", "query", "What colour is it?"]]
 
 
+def test_a_window_of_turns_watches_to_the_end(run, clip, tmp_path):
+    code, out, _ = run(f"--video={clip}", "--max_turns=3", "--query=What happens?", f"--out={tmp_path}")
+    assert code == 0 and "12 frames" in out
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and any(line["text"] for line in lines)
+
+
 def test_in_real_time_the_clock_is_kept(run, tmp_path, monkeypatch):
     short = tmp_path / "short.mp4"
     write_video(world.make_world(41, 1, world.WorldConfig(10, 10)), short, 96, 8, 16)
@@ -117,6 +126,10 @@ BAD = {
     "a query without words": (lambda t, clip: [f"--video={clip}", "--query=12:"], "--query"),
     "a query before the start": (lambda t, clip: [f"--video={clip}", "--query=-3:Hello?"], "--query"),
     "a query at no number": (lambda t, clip: [f"--video={clip}", "--query=1.2.3:Hello?"], "--query"),
+    "an unknown memory": (lambda t, clip: [f"--video={clip}", "--memory=elephant"], "reprefill[:TURNS]"),
+    "a memory and a window": (lambda t, clip: [f"--video={clip}", "--memory=append", "--max_turns=4"], "--max_turns"),
+    "a window of no turns": (lambda t, clip: [f"--video={clip}", "--max_turns=0"], "max_turns"),
+    "a window past the cache": (lambda t, clip: [f"--video={clip}", "--max_turns=99", "--capacity=512"], "99 turns"),
     "an unknown flag": (lambda t, clip: [f"--vidoe={clip}"], "vidoe"),
     "a rate of zero": (lambda t, clip: [f"--video={clip}", "--fps=0"], "fps"),
     "a stray word": (lambda t, clip: ["clip.mp4"], "clip.mp4"),
@@ -190,3 +203,34 @@ def test_a_model_folder_round_trips_bit_for_bit(tmp_path):
     assert again.config == model.config and again.protocol.config == model.protocol.config
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model.params, again.params)))
     assert not list(tmp_path.glob("*.partial"))
+
+
+# ---------------------------------------------------------------------------------------------------- published weights
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+
+
+def test_a_config_opens_a_published_folder(run, clip, tmp_path):
+    """The config's language and budget of pixels; `:4b` and its like choose the size that the hub would give."""
+    tokenizer = train_tokenizer(["system user assistant What happens?\n <0s-1s>\n"] * 20, 300, CHAT_TOKENS)
+    publish(tmp_path / "qwen", tokenizer, tokenizer.vocab_size)
+    code, out, err = run(
+        f"--config={CONFIGS / 'streamo.py'}:7b", "--config.model.vision.max_pixels=3200", "--capacity=4096",
+        f"--checkpoint={tmp_path / 'qwen'}", f"--video={clip}", "--max_new_tokens=2", f"--out={tmp_path / 'o'}",
+    )  # fmt: skip
+    assert code == 0, err
+    events = [json.loads(line) for line in (tmp_path / "o" / "events.jsonl").read_text().splitlines()]
+    assert len(events) == 12 and set(events[0]["probs"]) == {"silence", "standby", "response"}
+    assert "; 4 tokens a frame" in out
+
+
+@pytest.mark.parametrize("name", ["streamo.py:3b", "joyai.py", "videollm_online.py"])
+def test_without_the_hub_a_config_says_what_to_do(run, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = run(f"--config={CONFIGS / name}", f"--out={tmp_path / 'o'}")
+    assert code == 1 and err.count("\n") == 1 and "jstream[hub]" in err and not (tmp_path / "o").exists()
+
+
+def test_a_size_that_a_config_does_not_have_is_one_line(run):
+    code, _, err = run(f"--config={CONFIGS / 'streamo.py'}:13b")
+    assert code == 2 and err.count("\n") == 1 and "expected 3b, 7b or 4b" in err

@@ -184,7 +184,12 @@ def test_the_schedule_warms_up_stays_and_falls_in_every_stage():
 
 
 def start(workdir, *flags):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(TESTS.parent)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(TESTS.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),  # the runs of a test have the same programs
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     command = [
         sys.executable,
         "-m",

@@ -18,9 +18,11 @@ from orbax.checkpoint import v1 as ocp
 
 from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, to_dict
 from jstream.model import Model
-from jstream.models.video_lm import abstract_params
+from jstream.models.video_lm import abstract_params, param_dtype
 from jstream.protocols import make_protocol
+from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError
+from jstream.sharding import param_shardings
 from jstream.weights.added_tokens import complete, grow
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets" / "tiny"
@@ -32,9 +34,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be opened; the message is one line."""
 
 
-def abstract_on(tree: Any, sharding: jax.sharding.Sharding, dtype: jnp.dtype | None = None) -> Any:
-    """The abstract arrays of a tree of arrays or shapes, placed by a sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding), tree)
+def abstract_on(tree: Any, places: Any, dtype: jnp.dtype | None = None) -> Any:
+    """The abstract arrays of a tree of arrays or shapes, placed by one sharding or by a tree of them."""
+    places = jax.tree.map(lambda _: places, tree) if isinstance(places, jax.sharding.Sharding) else places
+    put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, param_dtype(x, dtype or x.dtype), sharding=sharding)
+    return jax.tree.map(put, tree, places)
 
 
 def one_device() -> jax.sharding.Sharding:
@@ -69,7 +73,8 @@ def save_model(
         (partial / PUBLISHED / name).write_bytes(content)
     if not published:
         (partial / PUBLISHED).rmdir()
-    ocp.save(str(partial / "params"), jax.tree.map(lambda x: x if dtype is None else x.astype(dtype), params))
+    stored = params if dtype is None else jax.tree.map(lambda x: x.astype(param_dtype(x, dtype)), params)
+    ocp.save(str(partial / "params"), stored)
     earlier = path.with_name(path.name + ".earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if path.exists():
@@ -78,27 +83,67 @@ def save_model(
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def load_model(path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float32) -> Model:
-    """Opens a model folder on the default device.
+def load_model(
+    path: str | pathlib.Path = BUNDLED, dtype: jnp.dtype = jnp.float32, mesh: jax.sharding.Mesh | None = None
+) -> Model:
+    """Opens a model folder.
 
     Args:
         path: a folder that `save_model` wrote; the bundled model by default.
         dtype: of the params in memory.
+        mesh: devices that share the model; the default device by default.
 
     Raises:
         CheckpointError: where something is missing, damaged, or of another shape than the config says.
     """
-    config, language, tokenizer, params = read_model(path, dtype)
+    return assemble(path, *read_model(path, dtype, mesh), mesh)
+
+
+def assemble(
+    where: Any,
+    config: ModelConfig,
+    language: ProtocolConfig,
+    tokenizer: Tokenizer,
+    params: dict[str, Any],
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """A model of what was read, with the tokens that its protocol needs and its vocabulary lacks.
+
+    Args:
+        where: it was read; named in the error.
+
+    Raises:
+        CheckpointError: as `speak`.
+    """
+    protocol, new_rows = speak(where, config, language, tokenizer)
+    config, params = grow(config, params, new_rows)
+    if new_rows and mesh is not None:
+        params = jax.device_put(params, param_shardings(config.decoder, params, mesh))
+    return Model(config, params, protocol)
+
+
+def speak(
+    where: Any, config: ModelConfig, language: ProtocolConfig, tokenizer: Tokenizer
+) -> tuple[StreamProtocol, dict[int, list[int]]]:
+    """The protocol of what was read, and how the tokens that are new in it are spelled (`added_tokens.complete`).
+
+    Raises:
+        CheckpointError: the vocabulary lacks a token of the chat template, or has more ids than the model has rows.
+    """
+    beyond = tokenizer.specials.get(language.frame_token, 0) >= config.decoder.vocab_size  # no one reads that row
+    if tokenizer.vocab_size - beyond > config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
+        )
     try:
         tokenizer, new_rows = complete(tokenizer, language)
-        protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
+        return make_protocol(language, tokenizer, config.vision.tokens_per_frame), new_rows
     except TokenizerError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return Model(*grow(config, params, new_rows), protocol)
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def read_model(
-    path: str | pathlib.Path, dtype: jnp.dtype | None
+    path: str | pathlib.Path, dtype: jnp.dtype | None, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[ModelConfig, ProtocolConfig, Tokenizer, dict[str, Any]]:
     """What a model folder holds, as `save_model` was given it; dtype None keeps that of the stored params.
 
@@ -122,11 +167,7 @@ def read_model(
         tokenizer = Tokenizer.load(path)
     except TokenizerError as error:
         raise CheckpointError(str(error)) from None
-    beyond = tokenizer.specials.get(language.frame_token, 0) >= config.decoder.vocab_size  # no one reads that row
-    if tokenizer.vocab_size - beyond > config.decoder.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {config.decoder.vocab_size}"
-        )
+    speak(path, config, language, tokenizer)
     expected = abstract_params(config)
     try:
         found = ocp.metadata(str(path / "params")).metadata
@@ -139,7 +180,8 @@ def read_model(
     _check_shapes(path, expected, found)
     try:
         like = expected if dtype else jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
-        params = ocp.load(str(path / "params"), abstract_on(like, one_device(), dtype))
+        places = one_device() if mesh is None else param_shardings(config.decoder, like, mesh)
+        params = ocp.load(str(path / "params"), abstract_on(like, places, dtype))
     except Exception as error:
         raise CheckpointError(f"{path}/params: the orbax checkpoint is damaged: {str(error).splitlines()[0]}") from None
     return config, language, tokenizer, params

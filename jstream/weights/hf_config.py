@@ -176,7 +176,7 @@ def read_config(folder: str | pathlib.Path, max_pixels: int | None = None) -> Mo
     if family not in ("qwen2_5_vl", "qwen3_vl"):
         raise CheckpointError(
             f"{where}: expected a video language model, found {family}, a part of one; "
-            "VideoLLM-online is loaded from its parts (load_videollm_online)"
+            "VideoLLM-online opens by its adapter (configs/videollm_online.py)"
         )
     values = _qwen_vision(record, family, where)
     values |= _preprocessor(folder, values)

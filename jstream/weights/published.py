@@ -1,36 +1,52 @@
 """Opens a model wherever it lies: a folder of ours, a folder in a published format, or a hub id.
 
-A published Qwen model speaks the Streamo protocol: where its vocabulary lacks the state tokens they are added, each
-beginning as the mean of what spells it.
+A published Qwen model whose vocabulary holds the state tokens of JoyAI speaks that protocol, and every other one
+Streamo's: where its vocabulary lacks the state tokens they are added, each beginning as the mean of what spells it. An
+adapter is VideoLLM-online's and speaks LIVE.
 """
 
+import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jstream.config import ProtocolConfig
+from jstream.config import ModelConfig, ProtocolConfig, QwenVisionConfig, TrainConfig
 from jstream.model import Model
-from jstream.protocols import make_protocol
-from jstream.protocols.streamo import SYSTEM_PROMPT
+from jstream.models.video_lm import abstract_params
+from jstream.protocols import joyai, live, streamo
 from jstream.protocols.tokenizer import Tokenizer, TokenizerError
-from jstream.weights.added_tokens import complete, grow
-from jstream.weights.checkpoint import BUNDLED, CheckpointError, load_model
-from jstream.weights.hf import load_params, read_config, resolve
+from jstream.sharding import param_shardings
+from jstream.weights.checkpoint import BUNDLED, CheckpointError, assemble, read_model, speak
+from jstream.weights.hf import load_params, read_config, resolve, stored_dtype
+from jstream.weights.hf_config import read_json
+from jstream.weights.videollm_online import load_videollm_online, parts_config
 
-STREAMO_PIXELS = 100_352  # a frame's budget in Streamo's scripts (MAX_PIXELS): 128 frame tokens
+FRAME_PIXELS = {"streamo": streamo.MAX_PIXELS, "joyai": joyai.MAX_PIXELS}  # a frame's budget by the protocol's name
+SIGLIP = "google/siglip-large-patch16-384"  # VideoLLM-online's vision tower; its adapter names the language model only
 
 
 def load(
-    source: str | pathlib.Path = BUNDLED, dtype: jnp.dtype | None = None, max_pixels: int = STREAMO_PIXELS
+    source: str | pathlib.Path = BUNDLED,
+    dtype: jnp.dtype | None = None,
+    *,
+    llm: str = "",
+    vision: str = "",
+    language: ProtocolConfig | None = None,
+    max_pixels: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """Opens a model on the default device.
+    """Opens a model.
 
     Args:
-        source: a folder that `save_model` wrote, a folder with a published `config.json` and safetensors, or a hub id;
-            the bundled model by default.
+        source: a folder that `save_model` wrote; a folder with a published `config.json` and safetensors, or with an
+            adapter; or a hub id. The bundled model by default.
         dtype: of the params; bfloat16 by default, float32 on a CPU, where it is faster.
-        max_pixels: budget of a frame, for towers that keep the aspect.
+        llm, vision: folders or hub ids of what an adapter is for; by default what it names, and SigLIP-L/16-384.
+        language: in place of the one that the weights were trained with.
+        max_pixels: budget of a frame, for towers that keep the aspect; that of the protocol by default.
+        mesh: devices that share the model (`sharding.make_mesh`); the default device by default.
 
     Raises:
         CheckpointError: where something is missing, damaged, or of another shape than its config says.
@@ -38,18 +54,117 @@ def load(
     if dtype is None:
         dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if pathlib.Path(source).exists() and not is_published(pathlib.Path(source)):
-        return load_model(source, dtype)
-    folder = resolve(source)
-    config = read_config(folder, max_pixels)
-    language = ProtocolConfig(system=SYSTEM_PROMPT)
-    try:
-        tokenizer, new_rows = complete(Tokenizer.load(folder), language)
-        protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
-    except TokenizerError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    return Model(*grow(config, load_params(folder, config, dtype), new_rows), protocol)
+        config, spoken, tokenizer, params = read_model(source, dtype, mesh)
+        if max_pixels is not None and isinstance(config.vision, QwenVisionConfig):
+            config = dataclasses.replace(config, vision=within(config.vision, max_pixels))
+        return assemble(source, config, language or spoken, tokenizer, params, mesh)
+    parts = read_published(source, dtype, llm=llm, vision=vision, language=language, max_pixels=max_pixels, mesh=mesh)
+    return assemble(source, *parts, mesh)
+
+
+def load_of_config(
+    config: TrainConfig | None,
+    checkpoint: str = "",
+    dtype: jnp.dtype | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """Opens the weights that a config names, or a checkpoint in place of them; without either the bundled model.
+
+    The checkpoint's own files decide its shapes; of the config count its language, its parts and its pixel budget.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    source = checkpoint or (config.weights.checkpoint if config else "") or BUNDLED
+    return load(source, dtype, mesh=mesh, **(settings_of(config) if config else {}))
+
+
+def within(vision: QwenVisionConfig, max_pixels: int) -> QwenVisionConfig:
+    """The same tower with another budget for a frame."""
+    least = min(vision.min_pixels, max_pixels)
+    return dataclasses.replace(vision, max_pixels=max_pixels, min_pixels=least).for_frames(*vision.frame_size)
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What a config says of published weights, as `load` and `read_published` take it."""
+    settings = {"llm": config.weights.llm, "vision": config.weights.vision, "language": config.protocol}
+    if isinstance(config.model.vision, QwenVisionConfig):
+        settings["max_pixels"] = config.model.vision.max_pixels
+    return settings
 
 
 def is_published(folder: pathlib.Path) -> bool:
     """Whether a folder holds safetensors instead of what `save_model` writes."""
     return folder.is_dir() and not (folder / "params").exists() and any(folder.glob("*.safetensors*"))
+
+
+def read_published(
+    source: str | pathlib.Path,
+    dtype: jnp.dtype | None,
+    *,
+    llm: str = "",
+    vision: str = "",
+    language: ProtocolConfig | None = None,
+    max_pixels: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[ModelConfig, ProtocolConfig, Tokenizer, dict[str, Any]]:
+    """What a published folder or hub id holds, as `checkpoint.read_model`: no token is added yet.
+
+    Args:
+        dtype: of the params; None keeps the stored one.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    folder = resolve(source)
+    if (folder / "adapter_config.json").exists():
+        return _read_adapted(folder, dtype, llm, vision, language or live.PUBLISHED, mesh)
+    tokenizer = _tokenizer(folder)
+    language = language or language_of(tokenizer)
+    config = read_config(folder, max_pixels or FRAME_PIXELS.get(language.name))
+    speak(folder, config, language, tokenizer)  # what is wrong there is told before gigabytes are read
+    params = load_params(folder, config, dtype or stored_dtype(folder), _places(config, mesh))
+    return config, language, tokenizer, params
+
+
+def language_of(tokenizer: Tokenizer) -> ProtocolConfig:
+    """The language that a published model with this vocabulary speaks."""
+    return joyai.PUBLISHED if tokenizer.specials.keys() >= set(joyai.STATE_TOKENS) else streamo.PUBLISHED
+
+
+def _read_adapted(
+    folder: pathlib.Path,
+    dtype: jnp.dtype | None,
+    llm: str,
+    vision: str,
+    language: ProtocolConfig,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[ModelConfig, ProtocolConfig, Tokenizer, dict[str, Any]]:
+    """VideoLLM-online from its parts, merged."""
+    if language.name != live.PUBLISHED.name:
+        raise CheckpointError(
+            f"{folder}: expected the language live for an adapter, found {language.name}; "
+            "its config is configs/videollm_online.py"
+        )
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not llm and not isinstance(named, str):
+        raise CheckpointError(f"{folder}: expected an adapter that names its base model; say which one with llm=")
+    llm_folder, vision_folder = resolve(llm or str(named)), resolve(vision or SIGLIP)
+    config = parts_config(llm_folder, vision_folder)
+    tokenizer = _tokenizer(folder if (folder / "tokenizer.json").exists() else llm_folder)
+    tokenizer = tokenizer.with_specials([language.frame_token])
+    speak(folder, config, language, tokenizer)
+    dtype = dtype or stored_dtype(llm_folder)
+    _, params = load_videollm_online(llm_folder, vision_folder, folder, dtype, shardings=_places(config, mesh))
+    return config, language, tokenizer, params
+
+
+def _tokenizer(folder: pathlib.Path) -> Tokenizer:
+    try:
+        return Tokenizer.load(folder)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _places(config: ModelConfig, mesh: jax.sharding.Mesh | None) -> Any:
+    return None if mesh is None else param_shardings(config.decoder, abstract_params(config), mesh)

@@ -63,6 +63,18 @@ class Adapted:
         return merged
 
 
+def parts_config(llm_folder: pathlib.Path, vision_folder: pathlib.Path, grid: int = 3) -> ModelConfig:
+    """The model that the two parts make; see `load_videollm_online`."""
+    records = {folder: read_json(folder / "config.json") for folder in (llm_folder, vision_folder)}
+    for folder, expected in ((llm_folder, "llama"), (vision_folder, "siglip")):
+        if (family := family_of(records[folder], folder / "config.json")) != expected:
+            raise CheckpointError(f"{folder}: expected a {expected} model, found {family}")
+    return ModelConfig(
+        siglip_config(records[vision_folder], vision_folder / "config.json", grid),
+        decoder_config(records[llm_folder], llm_folder / "config.json"),
+    )
+
+
 def load_videollm_online(
     llm_folder: str | pathlib.Path,
     vision_folder: str | pathlib.Path,
@@ -91,14 +103,7 @@ def load_videollm_online(
     if adapter_folder is None:
         raise CheckpointError("VideoLLM-online: expected the adapter's folder, found none; the connector is in it")
     llm_folder, vision_folder, adapter_folder = map(pathlib.Path, (llm_folder, vision_folder, adapter_folder))
-    records = {folder: read_json(folder / "config.json") for folder in (llm_folder, vision_folder)}
-    for folder, expected in ((llm_folder, "llama"), (vision_folder, "siglip")):
-        if (family := family_of(records[folder], folder / "config.json")) != expected:
-            raise CheckpointError(f"{folder}: expected a {expected} model, found {family}")
-    config = ModelConfig(
-        siglip_config(records[vision_folder], vision_folder / "config.json", grid),
-        decoder_config(records[llm_folder], llm_folder / "config.json"),
-    )
+    config = parts_config(llm_folder, vision_folder, grid)
     leaves = hf.flat(abstract_params(config))
     llama, siglip = hf.FAMILIES["llama"], hf.FAMILIES["siglip"]
     llm_plan, vision_plan, connector_plan = (

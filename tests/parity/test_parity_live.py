@@ -10,9 +10,10 @@ from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params, run
 from jstream.protocols import make_protocol, make_tokenizer
+from jstream.protocols.live import PUBLISHED
 from jstream.streaming.session import Session
 from jstream.weights.hf import save_hf
-from tests.test_live import CONFIG, TEXTS
+from tests.test_live import TEXTS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -24,7 +25,7 @@ THRESHOLDS = (0.3, 0.6, 0.9)  # of p(silence), below which the model speaks
 
 def make_model(seed: int) -> Model:
     """A random model that is often silent, and ends its replies after some tokens."""
-    tokenizer = make_tokenizer(CONFIG, TEXTS, 420)
+    tokenizer = make_tokenizer(PUBLISHED, TEXTS, 420)
     config = ModelConfig(
         SiglipConfig(image_size=32, patch_size=8, width=16, num_layers=1, num_heads=2, mlp_dim=32, grid=1),
         DecoderConfig(
@@ -32,7 +33,7 @@ def make_model(seed: int) -> Model:
             mlp_dim=48, rope_theta=1e4,
         ),
     )  # fmt: skip
-    protocol = make_protocol(CONFIG, tokenizer, config.vision.tokens_per_frame)
+    protocol = make_protocol(PUBLISHED, tokenizer, config.vision.tokens_per_frame)
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(
         rng.normal(0, leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.5, leaf.shape), jnp.float32
@@ -46,13 +47,15 @@ def make_model(seed: int) -> Model:
 
 
 def reference_loop(llm, embed_frame, protocol, frames, least):
-    """What VideoLLM-online's demo does (showlab/videollm-online, `demo/inference.py`): (spoke, reply) a frame."""
-    embed, past, last, events = llm.get_input_embeddings(), None, list(protocol.prefix), []
+    """What VideoLLM-online's demo does (showlab/videollm-online, `demo/inference.py`): (spoke, reply) a frame; and
+    p(silence) at every frame."""
+    embed, past, last, events, silences = llm.get_input_embeddings(), None, list(protocol.prefix), [], []
     encode = protocol.tokenizer.encode_template
     for index, frame in enumerate(frames):
         inputs = torch.cat([embed(torch.tensor([last])), embed_frame(frame)], dim=1)
         out = llm(inputs_embeds=inputs, past_key_values=past, use_cache=True)
         past, scores = out.past_key_values, out.logits[0, -1].softmax(-1)
+        silences.append(float(scores[protocol.silence_id]))
         if scores[protocol.silence_id] < least:
             scores[protocol.silence_id] = 0
         query = QUERIES.get(index)
@@ -72,7 +75,7 @@ def reference_loop(llm, embed_frame, protocol, frames, least):
         cut = reply[-1:] if len(reply) == LONGEST else []
         last = [*cut, protocol.end_id, *encode("\n[")]
         events.append((True, protocol.decode_reply(reply)))
-    return events
+    return events, silences
 
 
 def test_sessions_equal_the_published_loop(tmp_path):
@@ -97,15 +100,17 @@ def test_sessions_equal_the_published_loop(tmp_path):
         for least in THRESHOLDS:
             session.threshold = 1 - least
             session.reset()
-            got = []
+            got, silences = [], []
             for index, image in enumerate(images):
                 if index in QUERIES:
                     session.ask(QUERIES[index])
                 event = session.see(Frame(index / 2, image))
                 got.append((event.state == "response", event.text))
+                silences.append(event.probs["silence"])
             with torch.no_grad():
-                expected = reference_loop(llm, embed_frame, model.protocol, images, least)
+                expected, numbers = reference_loop(llm, embed_frame, model.protocol, images, least)
             assert got == expected, (seed, least)
+            np.testing.assert_allclose(silences, numbers, atol=1e-4)
             spoken += sum(spoke for spoke, _ in got)
             silent += sum(not spoke for spoke, _ in got)
             ended += sum(len(model.protocol.encode_reply(text or "")) < LONGEST for spoke, text in got if spoke)

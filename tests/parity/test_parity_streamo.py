@@ -13,11 +13,12 @@ from jstream.config import ConfigError, ProtocolConfig, QwenVisionConfig
 from jstream.data.frames import fit
 from jstream.data.video import Frame, open_video
 from jstream.model import Model
-from jstream.protocols import make_protocol
+from jstream.protocols import joyai, make_protocol, streamo
 from jstream.protocols.protocol import Turn
 from jstream.protocols.streamo import STATE_TOKENS, SYSTEM_PROMPT
 from jstream.protocols.tokenizer import Tokenizer
 from jstream.streaming.session import Session
+from jstream.weights.added_tokens import complete
 from jstream.weights.hf import load_params, read_config
 from tests.parity.test_parity_models import loud
 
@@ -134,13 +135,19 @@ class Watched(Session):
         return super()._chunk_arguments(chunk, bucket)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5", "qwen3"])
-def test_turn_by_turn_equals_one_forward_of_the_published_conversation(tmp_path, tokenizer, kind):
+@pytest.mark.parametrize(
+    ("kind", "language"),
+    [("qwen2_5", streamo.PUBLISHED), ("qwen3", streamo.PUBLISHED), ("qwen3", joyai.PUBLISHED)],
+    ids=["qwen2_5", "qwen3", "joyai"],
+)
+def test_turn_by_turn_equals_one_forward_of_the_published_conversation(tmp_path, tokenizer, kind, language):
     llm = reference(kind)
     llm.save_pretrained(tmp_path)
     processor(kind, BUDGETS[1]).save_pretrained(tmp_path)
     config = read_config(tmp_path)
-    protocol = make_protocol(ProtocolConfig(system=SYSTEM_PROMPT), tokenizer, config.vision.tokens_per_frame)
+    tokenizer, _ = complete(tokenizer, language)  # the model has rows for them
+    protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
+    assert protocol.name == language.name
     model = Model(config, load_params(tmp_path, config, jnp.float32), protocol).for_frames(90, 120)
 
     rng = np.random.default_rng(1)
@@ -167,7 +174,7 @@ def test_turn_by_turn_equals_one_forward_of_the_published_conversation(tmp_path,
         i for i in range(len(session.fed)) if session.fed[i - 1 : i + 1] == tokenizer.encode_template("assistant\n")
     ]
     assert len(decided) == len(images)
-    expected = out.logits[0, decided][:, list(STATE_IDS)].softmax(-1).numpy()
+    expected = out.logits[0, decided][:, list(protocol.decision_ids)].softmax(-1).numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
