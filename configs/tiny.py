@@ -2,11 +2,11 @@
 
     python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
 
-A Streamo model of 3 M parameters: 96 px frames, 10 tokens a frame, 1 fps. Nine stages: the vision tower learns to name
-what two frames show; the decoder learns on short videos, then on longer ones, then everything together at full length;
-four stages of lessons teach it to look things up in what it has seen, from many questions about few frames; at last
-everything learns together at full length while the rate falls. How long it takes and what comes out:
-jstream/assets/tiny/README.md.
+A Streamo model of 3 M parameters: 96 px frames, 10 tokens a frame, 1 fps. Thirteen stages: the vision tower learns to
+name what two frames show; the decoder learns on short videos, then on longer ones, then everything together at full
+length; six stages of lessons, once interrupted by one of everything together, teach it to look things up in what it has
+seen, from many questions about few frames; at last everything learns together at full length while the rate falls. The
+first nine were trained with rope_theta = 10,000. How long it takes and what comes out: jstream/assets/tiny/README.md.
 """
 
 import ml_collections
@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     decoder = DecoderConfig(
         vocab_size=640, width=192, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=512,
-        rope_theta=10_000.0, tie_embeddings=True,
+        rope_theta=1_000_000.0, tie_embeddings=True,
     )  # fmt: skip
     protocol = ProtocolConfig(
         user_open="<|user|>", user_close="", assistant_open="<|assistant|>", assistant_close="<|end|>",
@@ -94,6 +94,24 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         StageConfig(
             steps=540, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
+            learning_rate=9e-4, decay=0.85, final_rate=0.02, objective=everything, weights=all_lessons,
+        ),
+        StageConfig(
+            steps=1000, rows=6, frames=20, tokens=736, min_seconds=10, max_seconds=20, seconds_per_event=2.5,
+            learning_rate=1.2e-3, decay=0.5, final_rate=0.1, train_vision=False, objective=everything,
+            weights=drills,
+        ),
+        StageConfig(
+            steps=700, rows=5, frames=48, tokens=1760, min_seconds=10, max_seconds=48, seconds_per_event=3.0,
+            learning_rate=1e-3, decay=0.4, final_rate=0.5, train_vision=False, objective=everything,
+            weights=drills,
+        ),
+        StageConfig(
+            steps=600, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=4.5,
+            learning_rate=9e-4, train_vision=False, objective=everything, weights=all_lessons,
+        ),
+        StageConfig(
+            steps=900, rows=2, frames=128, tokens=3584, min_seconds=20, max_seconds=120, seconds_per_event=5.0,
             learning_rate=9e-4, decay=0.85, final_rate=0.02, objective=everything, weights=all_lessons,
         ),
     )  # fmt: skip
