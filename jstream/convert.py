@@ -22,7 +22,7 @@ from jstream.weights import hf
 from jstream.weights.checkpoint import BUNDLED, PUBLISHED, CheckpointError, assemble, read_model, save_model
 from jstream.weights.hf_config import family_of, read_json
 from jstream.weights.int8 import to_int8
-from jstream.weights.published import is_published, read_published, settings_of
+from jstream.weights.published import is_ours, read_published, settings_of
 
 _SOURCE = flags.DEFINE_string("source", None, "Model folder, or for orbax also a hub id.")
 _TARGET = flags.DEFINE_string("target", None, "Folder to make; there must be none yet.")
@@ -50,10 +50,11 @@ def to_orbax(source: str, target: pathlib.Path) -> None:
     given = command.given_config()
     settings = settings_of(given) if given is not None else {}
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
-    ours = pathlib.Path(source).exists() and not is_published(pathlib.Path(source))
+    ours = is_ours(source)
+    folder = pathlib.Path(source) if ours else hf.resolve(source)
     mesh = make_mesh(tensor=_TENSOR.value) if _TENSOR.value > 1 else None
     config, language, tokenizer, params = (
-        read_model(source, dtype, mesh) if ours else read_published(source, dtype, mesh=mesh, **settings)
+        read_model(folder, dtype, mesh) if ours else read_published(folder, dtype, mesh=mesh, **settings)
     )
     published = None  # merged and int8 weights have no published layout to go back to
     if _INT8.value:
@@ -61,10 +62,10 @@ def to_orbax(source: str, target: pathlib.Path) -> None:
         config, params, tokenizer = *to_int8(whole.config, whole.params), whole.protocol.tokenizer
         smaller = assemble(source, config, language, tokenizer, params, mesh)
         print(f"int8 weights: {closeness.compare(whole, smaller, first_frames(_NUM_FRAMES), _QUERY)}")
-    elif ours and (pathlib.Path(source) / PUBLISHED).is_dir():
-        published = small_files(pathlib.Path(source) / PUBLISHED)
-    elif not ours and not (hf.resolve(source) / "adapter_config.json").exists():
-        published = small_files(hf.resolve(source))
+    elif ours and (folder / PUBLISHED).is_dir():
+        published = small_files(folder / PUBLISHED)
+    elif not ours and not (folder / "adapter_config.json").exists():
+        published = small_files(folder)
     save_model(target, config, language, tokenizer, params, dtype=None, published=published)
 
 

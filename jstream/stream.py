@@ -22,7 +22,7 @@ from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.sharding import make_mesh
 from jstream.streaming.event import Asked
-from jstream.streaming.memory import OFTEN_SAID, Memory, capacity_for, parse_memory, window_capacity
+from jstream.streaming.memory import OFTEN_SAID, capacity_for, parse_memory
 from jstream.streaming.recording import Recording
 from jstream.streaming.session import MAX_QUERY, Session
 from jstream.weights.checkpoint import BUNDLED
@@ -88,10 +88,8 @@ def chosen_memory(memory: str | None, max_turns: int | None) -> str:
     return "append" if memory is None else memory
 
 
-def automatic_capacity(model: Model, video: Video, queries: list[Asked], memory: Memory, max_new_tokens: int) -> int:
-    """Tokens the cache is given: for the window of the memory, or for the whole video within MAX_CAPACITY."""
-    if memory.turns is not None:
-        return window_capacity(memory, model.protocol, max_new_tokens)
+def automatic_capacity(model: Model, video: Video, queries: list[Asked]) -> int:
+    """Tokens the cache is given to keep a whole video, within MAX_CAPACITY."""
     turns = video.num_frames or _UNKNOWN_LENGTH
     tokens = capacity_for(model.protocol, turns, [query.text for query in queries], OFTEN_SAID)
     return min(-(-tokens // 256) * 256, MAX_CAPACITY)
@@ -107,15 +105,18 @@ def main() -> None:
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
     mesh = make_mesh(tensor=_TENSOR.value) if _TENSOR.value > 1 else None
     memory = chosen_memory(_MEMORY.value, _MAX_TURNS.value)
-    policy = parse_memory(memory)
+    unbounded = parse_memory(memory).turns is None
     model = load_of_config(command.given_config(), _CHECKPOINT.value, dtype, mesh)
 
     with open_video(BUNDLED / "clip.mp4" if bundled else _VIDEO.value, fps=_FPS.value) as video:
         model = model.for_frames(video.height, video.width)
+        capacity = _CAPACITY.value  # a window finds its own
+        if capacity is None and unbounded:
+            capacity = automatic_capacity(model, video, waiting)
         session = Session(
             model,
             memory,
-            capacity=_CAPACITY.value or automatic_capacity(model, video, waiting, policy, _MAX_NEW_TOKENS.value),
+            capacity=capacity,
             fps=_FPS.value,
             threshold=_THRESHOLD.value,
             temperature=_TEMPERATURE.value,

@@ -9,6 +9,7 @@ import pytest
 import webvtt
 from absl import flags
 from absl.testing import flagsaver
+from published_configs import CONFIGS
 from test_published import CHAT_TOKENS, publish
 
 from jstream import command, load, stream
@@ -206,8 +207,6 @@ def test_a_model_folder_round_trips_bit_for_bit(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- published weights
-
-CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
 
 def test_a_config_opens_a_published_folder(run, clip, tmp_path):

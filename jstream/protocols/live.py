@@ -162,12 +162,9 @@ def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = 2.0) -
         role, content, learn = message.get("role"), message.get("content"), message.get("learn", False)
         last = turns[-1] if turns else None
         if role == "stream" and isinstance(message.get("num_frames"), int):
-            count = message["num_frames"]
-            learned = count * learn if isinstance(learn, bool) else learn
-            turns += [
-                Turn(at / fps, (at + 1) / fps, learn_state=i < learned)
-                for i, at in enumerate(range(len(turns), len(turns) + count))
-            ]
+            start, end = len(turns), len(turns) + message["num_frames"]
+            learned = end if learn is True else start + learn
+            turns += [Turn(i / fps, (i + 1) / fps, learn_state=i < learned) for i in range(start, end)]
         elif role == "user" and isinstance(content, str) and last and last.query is None and last.reply is None:
             turns[-1] = dataclasses.replace(last, query=content)
         elif role == "assistant" and isinstance(content, str) and last and last.reply is None:

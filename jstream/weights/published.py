@@ -53,7 +53,7 @@ def load(
     """
     if dtype is None:
         dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    if pathlib.Path(source).exists() and not is_published(pathlib.Path(source)):
+    if is_ours(source):
         config, spoken, tokenizer, params = read_model(source, dtype, mesh)
         if max_pixels is not None and isinstance(config.vision, QwenVisionConfig):
             config = dataclasses.replace(config, vision=within(config.vision, max_pixels))
@@ -93,9 +93,11 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return settings
 
 
-def is_published(folder: pathlib.Path) -> bool:
-    """Whether a folder holds safetensors instead of what `save_model` writes."""
-    return folder.is_dir() and not (folder / "params").exists() and any(folder.glob("*.safetensors*"))
+def is_ours(source: str | pathlib.Path) -> bool:
+    """Whether a source is no hub id and no folder that holds safetensors instead of what `save_model` writes."""
+    path = pathlib.Path(source)
+    published = path.is_dir() and not (path / "params").exists() and any(path.glob("*.safetensors*"))
+    return path.exists() and not published
 
 
 def read_published(

@@ -27,7 +27,8 @@ transformers = pytest.importorskip("transformers")
 pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
 
 BUDGETS = (100_352, 50_176)  # pixels; Streamo's, and half of it
-STATE_IDS = (151665, 151666, 151667)  # behind the last token that the published vocabulary has
+# behind the last token that the published vocabulary has; JoyAI's here behind Streamo's
+STATE_IDS = {"streamo": (151665, 151666, 151667), "joyai": (151668, 151669)}
 IMAGE_ID = 151655
 VISION = {
     "qwen2_5": QwenVisionConfig(),
@@ -147,7 +148,7 @@ def test_turn_by_turn_equals_one_forward_of_the_published_conversation(tmp_path,
     config = read_config(tmp_path)
     tokenizer, _ = complete(tokenizer, language)  # the model has rows for them
     protocol = make_protocol(language, tokenizer, config.vision.tokens_per_frame)
-    assert protocol.name == language.name
+    assert protocol.decision_ids == STATE_IDS[language.name]
     model = Model(config, load_params(tmp_path, config, jnp.float32), protocol).for_frames(90, 120)
 
     rng = np.random.default_rng(1)
@@ -174,7 +175,7 @@ def test_turn_by_turn_equals_one_forward_of_the_published_conversation(tmp_path,
         i for i in range(len(session.fed)) if session.fed[i - 1 : i + 1] == tokenizer.encode_template("assistant\n")
     ]
     assert len(decided) == len(images)
-    expected = out.logits[0, decided][:, list(protocol.decision_ids)].softmax(-1).numpy()
+    expected = out.logits[0, decided][:, list(STATE_IDS[language.name])].softmax(-1).numpy()
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
