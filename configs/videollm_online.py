@@ -9,13 +9,31 @@ chenjoya/videollm-online-8b-v1plus over meta-llama/Meta-Llama-3-8B-Instruct (gat
 the hub) and google/siglip-large-patch16-384; merged when they are opened. Memory: 8.37 B params, 16.7 GB in bfloat16,
 and 0.13 MB a token of cache; a frame is 11 tokens.
 
+Training starts from the base models, with a connector of its own and adapters that are written in PEFT's format
+(docs/training.md):
+
+    python -m jstream.train --config=configs/videollm_online.py --workdir=runs/live --config.dialogues=chats.jsonl
+
+Recipe: `scripts/ego4d/live1+.sh` of its repository: 2 fps, up to 1200 frames, two passes, 64 samples a step, 2e-4 with
+a cosine; samples are packed, 32 rows hold about as many.
+
 It speaks where p(silence) falls below 0.725, as in the published demo, or another token is more probable;
 --threshold=0.4 puts p(speak) ≥ 0.4 in the place of the former.
 """
 
 import ml_collections
 
-from jstream.config import DecoderConfig, ModelConfig, SiglipConfig, TrainConfig, WeightsConfig, to_dict
+from jstream.config import (
+    DecoderConfig,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SiglipConfig,
+    StageConfig,
+    TrainConfig,
+    WeightsConfig,
+    to_dict,
+)
 from jstream.protocols.live import PUBLISHED
 
 
@@ -32,5 +50,13 @@ def get_config() -> ml_collections.ConfigDict:
         llm="meta-llama/Meta-Llama-3-8B-Instruct",
         vision="google/siglip-large-patch16-384",
     )
-    config = TrainConfig(model=ModelConfig(vision, decoder), protocol=PUBLISHED, weights=weights)
+    stage = StageConfig(
+        steps=0, epochs=2.0, rows=32, accumulate=4, frames=1280, tokens=16_384, objective=ObjectiveConfig("live"),
+        learning_rate=2e-4, decay=1.0, final_rate=0.0, falling="cosine", freeze=("vision/.*", "decoder/.*"),
+    )  # fmt: skip
+    config = TrainConfig(
+        model=ModelConfig(vision, decoder), protocol=PUBLISHED, weights=weights, stages=(stage,),
+        lora=LoraConfig(rank=128, alpha=256.0, dropout=0.05), fps=2.0, optimizer="adamw", weight_decay=0.0, beta2=0.999,
+        warmup=0.05, compute_dtype="bfloat16", remat="layer", workers=16, log_every=10,
+    )  # fmt: skip
     return ml_collections.ConfigDict(to_dict(config))

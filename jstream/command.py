@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,9 +15,14 @@ from jstream.data.dialogue import DialogueError
 from jstream.data.video import VideoError
 from jstream.models.cache import CacheFullError
 from jstream.protocols.tokenizer import TokenizerError
+from jstream.training.loop import Stopped, TrainingError
 from jstream.weights.checkpoint import CheckpointError
 
-EXPECTED = (ConfigError, DialogueError, VideoError, TokenizerError, CheckpointError, CacheFullError, OSError)
+EXPECTED = (
+    ConfigError, DialogueError, VideoError, TokenizerError, CheckpointError, CacheFullError, TrainingError, OSError,
+)  # fmt: skip
+
+_STOPPED = 143  # as a shell says that SIGTERM ended it
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file such as configs/streamo.py:7b; --config.a.b=c changes a value of it."
@@ -68,8 +74,15 @@ def run(main: Callable[[], Any]) -> None:
                 "the device is out of memory; take a smaller --capacity, several devices (--tensor=4) or weights in "
                 f"int8 (jstream.convert --int8): {str(error).splitlines()[0][:200]}"
             )
+        except Stopped as stopped:  # not an end: whoever started the run should see that it has to be started again
+            fail(str(stopped), code=_STOPPED)
         except KeyboardInterrupt:
             fail("interrupted", code=130)
+        except BaseException:  # an error of ours, with its traceback
+            if jax.distributed.is_initialized():
+                traceback.print_exc()
+                _leave(1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -77,4 +90,11 @@ def run(main: Callable[[], Any]) -> None:
 def fail(message: str, code: int = 1) -> NoReturn:
     """Ends the process with one line on stderr."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process; one of several that fails ends at once, as it would wait for the others, and they for it."""
+    if jax.distributed.is_initialized() and code not in (0, _STOPPED):
+        os._exit(code)
     sys.exit(code)

@@ -4,32 +4,46 @@ The run lives in its folder: `checkpoints/` (goes on from the last one, to the e
 TensorBoard event files, and at the end `model/`, which `jstream.load` opens.
 """
 
-import contextlib
 import json
+import math
+import os
 import pathlib
-import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
-import grain
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import flags
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jstream import command
-from jstream.config import ConfigError, StageConfig, TrainConfig, to_dict
-from jstream.data import pipeline, world
+from jstream.config import ConfigError, TrainConfig, to_dict
+from jstream.data import world
+from jstream.data.video_rows import VideoRows
 from jstream.data.world.labels import WORDS
+from jstream.data.world_rows import WorldRows
+from jstream.model import Model
 from jstream.protocols import make_protocol, make_tokenizer
 from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer
-from jstream.training.optimizer import learning_rate, make_optimizer
-from jstream.training.step import TrainState, init_state, train_step
-from jstream.weights.checkpoint import RunCheckpoints, load_model, save_model
+from jstream.sharding import training_mesh
+from jstream.training import lora
+from jstream.training.loop import Loop, check_rows, place_state
+from jstream.training.step import model_params
+from jstream.training.validation import validation_stage
+from jstream.weights.checkpoint import save_model
+from jstream.weights.hf import flat, unflat
+from jstream.weights.peft import write_adapter
+from jstream.weights.published import load_base, load_of_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there goes on.")
-_INIT = flags.DEFINE_string("init", "", "Model folder to start from instead of fresh params.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; see docs/training.md.")
+_PROFILE = flags.DEFINE_string("profile", "", "First and last step to write a trace of, as in 10:12.")
 
+_OTHER_WORLDS = 1_000_003  # from the seed of training to that of its validation
+_HEARTBEAT = 30  # seconds in which a process has to be heard of before the others give up
 _TOKENIZER_WORLDS = 200  # videos whose texts the tokenizer is trained on
 
 
@@ -46,69 +60,136 @@ def world_texts(seed: int) -> list[str]:
     return texts + [f" {word}" for word in WORDS] * 50
 
 
+# What a run may go on with another value of, as it learns the same: where and how it is computed, kept and told.
+_MAY_CHANGE = (
+    "mesh", "workers", "attention", "remat", "log_every", "save_every", "keep", "best", "validate_every",
+    "validation_rows", "validation_dialogues", "accumulate",
+)  # fmt: skip
+
+
 def keep_config(path: pathlib.Path, config: TrainConfig) -> None:
-    """Writes down what a run is trained with, or checks that a run that goes on is trained with the same.
+    """Writes down what a run is trained with, or checks that a run that goes on learns with the same.
 
     Raises:
-        ConfigError: names the first setting that differs; the number of workers counts, as batches depend on it.
+        ConfigError: names the first setting that differs.
     """
-    text = json.dumps(to_dict(config), indent=1) + "\n"
     if not path.exists():
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
+        partial.write_text(json.dumps(to_dict(config), indent=1) + "\n")
         partial.replace(path)
-    elif path.read_text() != text:
-        old, new = path.read_text().splitlines(), text.splitlines()
-        differing = next((pair for pair in zip(old, new) if pair[0] != pair[1]), ("fewer lines", "more lines"))
-        before, now = (line.strip().rstrip(",") for line in differing)
-        raise ConfigError(f"{path}: the run there has {before}, not {now}; use its config or another --workdir")
+        return
+    before, now = (
+        _settings(values) for values in (json.loads(path.read_text()), json.loads(json.dumps(to_dict(config))))
+    )
+    for name in {**before, **now}:
+        if (
+            name.split(".")[-1] not in _MAY_CHANGE
+            and not name.startswith("mesh.")
+            and before.get(name) != now.get(name)
+        ):
+            raise ConfigError(
+                f"{path}: the run there has {name} = {before.get(name)}, not {now.get(name)}; use its config or "
+                "another --workdir"
+            )
 
 
-def make_rows(config: TrainConfig, number: int, protocol: StreamProtocol) -> pipeline.WorldRows | pipeline.VideoRows:
+def _settings(values: Any, name: str = "") -> dict[str, Any]:
+    """The single values of a nested config by their dotted names."""
+    if not isinstance(values, dict | list):
+        return {name: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {k: v for key, value in items for k, v in _settings(value, f"{name}.{key}".lstrip(".")).items()}
+
+
+def join_processes() -> None:
+    """Makes this process one of several, as the cluster says, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID where there is none."""
+    number = lambda name: int(os.environ[name]) if name in os.environ else None
+    jax.distributed.initialize(
+        num_processes=number("JAX_NUM_PROCESSES"),
+        process_id=number("JAX_PROCESS_ID"),
+        heartbeat_timeout_seconds=_HEARTBEAT,
+    )
+
+
+def make_rows(config: TrainConfig, number: int, protocol: StreamProtocol) -> WorldRows | VideoRows:
     stage = config.stages[number]
     if config.dialogues:
-        return pipeline.VideoRows(config.dialogues, stage, protocol, config.model.vision, config.seed)
-    return pipeline.WorldRows(config.seed, stage, number, protocol, config.model.vision)
+        return VideoRows(config.dialogues, stage, protocol, config.model.vision, config.seed, config.fps)
+    return WorldRows(config.seed, stage, number, protocol, config.model.vision)
 
 
-class Progress:
-    """Progress bar, `metrics.jsonl` and TensorBoard in one place."""
+def make_validation_rows(config: TrainConfig, protocol: StreamProtocol) -> WorldRows | VideoRows | None:
+    """Rows that nothing is learned from: other videos, or other worlds with the source's own mix of tasks."""
+    stage = validation_stage(config)
+    if not config.validate_every or stage is None or (config.dialogues and not config.validation_dialogues):
+        return None
+    vision = config.model.vision
+    if config.validation_dialogues:
+        return VideoRows(config.validation_dialogues, stage, protocol, vision, config.seed, config.fps)
+    stage = replace(stage, weights=(), objective=replace(stage.objective, words=0.0, happenings=0.0))
+    return WorldRows(config.seed + _OTHER_WORLDS, stage, len(config.stages), protocol, vision)
 
-    def __init__(self, workdir: pathlib.Path, total: int, step: int):
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        self._log = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir))
-        self._since, self._tokens, self._frames, self._waited = time.perf_counter(), 0, 0, 0.0
 
-    def count(self, batch: dict[str, np.ndarray], waited: float) -> None:
-        self._tokens += int(np.sum(batch["positions"] >= 0))
-        self._frames += int(np.sum(batch["decisions"] >= 0))
-        self._waited += waited
-        self._bar.update()
+def traced_steps() -> tuple[int, int] | None:
+    """What --profile says.
 
-    def log(self, step: int, rate: float, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        seconds = time.perf_counter() - self._since
-        values |= {
-            "learning_rate": rate,
-            "tokens_per_second": self._tokens / seconds,
-            "frames_per_second": self._frames / seconds,
-            "waiting": self._waited / seconds,
-        }
-        self._since, self._tokens, self._frames, self._waited = time.perf_counter(), 0, 0, 0.0
-        self._log.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in values.items()}}) + "\n")
-        self._log.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {values['tokens_per_second']:.0f} tokens/s")
+    Raises:
+        ConfigError: no two steps.
+    """
+    if not _PROFILE.value:
+        return None
+    first, _, last = _PROFILE.value.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise ConfigError(f"--profile={_PROFILE.value}: expected the first and the last step, as in 10:12")
+    return int(first), int(last)
 
-    def close(self) -> None:
-        self._bar.close()
-        self._log.close()
-        self._board.close()
+
+def resolve_epochs(config: TrainConfig, rows: Sequence[Any]) -> TrainConfig:
+    """The config with the steps of every stage, where it gave epochs.
+
+    Raises:
+        ConfigError: the world has no end, and so no epochs.
+    """
+    if not config.dialogues and any(stage.epochs for stage in config.stages):
+        raise ConfigError(
+            "dialogues: expected annotations to pass over, found none; set --config.dialogues=FILE, or the steps of "
+            "each stage to train on the synthetic world"
+        )
+    steps = lambda stage, rows: stage.steps or max(math.ceil(stage.epochs * len(rows) / stage.rows), 1)
+    stages = [replace(stage, steps=steps(stage, own), epochs=0.0) for stage, own in zip(config.stages, rows)]
+    return replace(config, stages=tuple(stages))
+
+
+def starting_model(config: TrainConfig, mesh: Mesh) -> Model | None:
+    """The model that training starts from: the base models of an adapter where the config names them, else its
+    checkpoint, else none.
+
+    Raises:
+        ConfigError: it is of another shape than the config's.
+    """
+    weights = config.weights
+    if not weights.checkpoint and not weights.llm:
+        return None
+    dtype = jnp.dtype(config.compute_dtype if config.lora.rank else config.param_dtype)  # adapters: nothing else is big
+    if weights.llm and weights.vision:
+        model = load_base(weights.llm, weights.vision, config.protocol, dtype, mesh)
+    else:
+        model = load_of_config(config, dtype=dtype, mesh=mesh)
+    for part in ("vision", "decoder"):
+        for field in fields(getattr(model.config, part)):
+            have, want = (getattr(getattr(c, part), field.name) for c in (model.config, config.model))
+            if have != want and not field.name.startswith("frame_"):
+                raise ConfigError(
+                    f"model.{part}.{field.name}: expected that of the weights, {have}, found {want}; "
+                    f"set --config.model.{part}.{field.name}"
+                )
+    return model
 
 
 def main() -> None:
+    if _DISTRIBUTED.value:
+        join_processes()
     config = command.given_config()
     if config is None or _WORKDIR.value is None:
         raise ConfigError(
@@ -116,16 +197,17 @@ def main() -> None:
         )
     if not config.stages:
         raise ConfigError("stages: expected at least one, found none: there is nothing to train")
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir, first = pathlib.Path(_WORKDIR.value), jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
-    keep_config(workdir / "config.json", config)
+    mesh = training_mesh(config.mesh)
+    check_rows(config.stages, mesh)
+    if first:
+        keep_config(workdir / "config.json", config)
 
-    # ---------------------------------------------------------------------------------------- protocol and params
-    given = load_model(_INIT.value) if _INIT.value else None
-    if given is not None and given.config != config.model:
-        raise ConfigError(f"--init={_INIT.value}: its model is of another shape than the config's")
+    # ------------------------------------------------------------------------------------------- protocol and rows
+    given = starting_model(config, mesh)
     tokenizer_path = workdir / "tokenizer.json"
-    if not tokenizer_path.exists():
+    if first and not tokenizer_path.exists():
         if given is not None:
             tokenizer = given.protocol.tokenizer
         elif config.tokenizer:
@@ -133,68 +215,28 @@ def main() -> None:
         else:
             tokenizer = make_tokenizer(config.protocol, world_texts(config.seed), config.model.decoder.vocab_size)
         tokenizer.save(tokenizer_path)
+    multihost_utils.sync_global_devices("the folder of the run is ready")
     protocol = make_protocol(config.protocol, Tokenizer.load(tokenizer_path), config.model.vision.tokens_per_frame)
     rows = [make_rows(config, number, protocol) for number in range(len(config.stages))]
-    optimizer = make_optimizer(config)
-    state = init_state(config.model, optimizer, jax.random.key(config.seed), len(WORDS))
-    if given is not None:
-        state = TrainState(state.params | {"model": given.params}, state.opt_state, state.step)
+    config = resolve_epochs(config, rows)
 
-    # ------------------------------------------------------------------------------------------------------- train
-    with contextlib.closing(RunCheckpoints(workdir, config.keep)) as checkpoints:  # waits for what is being written
-        iterator_state = None
-        if checkpoints.latest_step is not None:
-            state, iterator_state = checkpoints.load(state)
-        step, begin = int(state.step), 0
-        with contextlib.closing(Progress(workdir, sum(stage.steps for stage in config.stages), step)) as progress:
-            for stage, stage_rows in zip(config.stages, rows):
-                end = begin + stage.steps
-                if step < end:
-                    batches = pipeline.batches(stage_rows, stage.rows, config.seed, config.workers)
-                    with contextlib.closing(batches):
-                        if iterator_state is not None and step > begin:
-                            batches.set_state(iterator_state)
-                        state = _run_stage(
-                            config, stage, state, step, end, batches, protocol, optimizer, progress, checkpoints
-                        )
-                    step = end
-                begin = end
-    save_model(workdir / "model", config.model, protocol.config, protocol.tokenizer, state.params["model"])
-    print(f"done: {workdir / 'model'}")
-
-
-def _run_stage(
-    config: TrainConfig,
-    stage: StageConfig,
-    state: TrainState,
-    step: int,
-    end: int,
-    batches: grain.DatasetIterator,
-    protocol: StreamProtocol,
-    optimizer,
-    progress: Progress,
-    checkpoints: RunCheckpoints,
-) -> TrainState:
-    while step < end:
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - asked
-        state, metrics = train_step(
-            state,
-            batch,
-            config=config.model,
-            objective=stage.objective,
-            state_ids=protocol.decision_ids,
-            optimizer=optimizer,
-            train_vision=stage.train_vision,
+    # ----------------------------------------------------------------------------------------------------- the run
+    with jax.set_mesh(mesh):
+        params = None if given is None else flat(given.params)
+        state, frozen = place_state(config, mesh, len(WORDS), params)
+        del given, params
+        loop = Loop(
+            config, workdir, mesh, protocol, rows, state, frozen, make_validation_rows(config, protocol), traced_steps()
         )
-        step += 1
-        progress.count(batch, waited)
-        if step % config.log_every == 0 or step == end:
-            progress.log(step, learning_rate(config, step - 1), metrics)
-        if step % config.save_every == 0 or step == end:
-            checkpoints.save(step, state, batches.get_state())
-    return state
+        state = loop.run()
+        trained = model_params({**state.trained, **frozen})
+        if config.lora.rank:
+            base = config.weights.llm or config.weights.checkpoint
+            write_adapter(workdir / "adapter", config.model, state.trained, config.lora, base)
+            trained = lora.merge(trained, state.trained, config.lora)
+        save_model(workdir / "model", config.model, protocol.config, protocol.tokenizer, unflat(trained))
+    if first:
+        print(f"done: {workdir / 'model'}")
 
 
 if __name__ == "__main__":

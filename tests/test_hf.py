@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from jstream.config import DecoderConfig, QwenVisionConfig
-from jstream.models.video_lm import run
+from jstream.config import DecoderConfig, LoraConfig, QwenVisionConfig
+from jstream.models.video_lm import abstract_params, run
+from jstream.training.lora import init_adapters, merge
 from jstream.weights import hf
 from jstream.weights.added_tokens import grow_embedding
 from jstream.weights.checkpoint import CheckpointError
-from jstream.weights.hf import load_params, read_config, resolve, save_hf
+from jstream.weights.hf import flat, load_params, read_config, resolve, save_hf
+from jstream.weights.peft import write_adapter
 from jstream.weights.videollm_online import load_videollm_online
 
 # ------------------------------------------------------------------------------- small folders in the published layouts
@@ -743,9 +745,41 @@ def test_parts_of_another_kind_are_an_error(live, configs, message):
         live[-1](configs=configs)
 
 
-def test_without_an_adapter_there_is_no_connector(tmp_path):
-    with fails("expected the adapter's folder, found none; the connector is in it"):
-        load_videollm_online(tmp_path, tmp_path, None)
+def test_without_an_adapter_the_base_has_no_connector(live, tmp_path):
+    llama, _, _, load = live
+    load()
+    config, params = load_videollm_online(tmp_path / "part0", tmp_path / "part1", None, jnp.float32)
+    assert params.keys() == {"vision", "decoder"}
+    head = params["decoder"]["lm_head"]["kernel"]
+    np.testing.assert_array_equal(head, llama["lm_head.weight"].astype(np.float32).T)
+
+
+def test_an_adapter_that_was_trained_is_written_as_it_opens(live, tmp_path):
+    """In PEFT's format: opened beside its base it is what was trained, merged."""
+    load = live[3]
+    load()
+    folders = tmp_path / "part0", tmp_path / "part1"
+    config, base = load_videollm_online(*folders, None, jnp.float32)
+    lora = LoraConfig(rank=3, alpha=12.0, dropout=0.0)
+    abstract = flat(abstract_params(config))
+    rng = np.random.default_rng(4)
+    normal = lambda shape: jnp.asarray(rng.normal(0, 0.1, shape), jnp.float32)
+    shapes = init_adapters(abstract, lora, jax.random.key(0))
+    trained = {path: normal(x.shape) for path, x in shapes.items()}
+    trained |= {path: normal(x.shape) for path, x in abstract.items() if path.startswith("projector/")}
+    write_adapter(tmp_path / "adapter", config, trained, lora, "meta-llama/Meta-Llama-3-8B-Instruct")
+    write_adapter(tmp_path / "adapter", config, trained, lora, "meta-llama/Meta-Llama-3-8B-Instruct")  # over the first
+    record = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert record["modules_to_save"] == ["connector"] and record["r"] == 3
+    keys = tensors_in(tmp_path / "adapter")
+    assert keys.keys() == live_parts()[2].keys()
+    _, opened = load_videollm_online(*folders, tmp_path / "adapter", jnp.float32)
+    want = merge(flat(base), trained, lora) | {p: x for p, x in trained.items() if p.startswith("projector/")}
+    found = flat(opened)
+    assert found.keys() == want.keys()
+    for path, x in want.items():
+        np.testing.assert_allclose(found[path], x, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "part0", "part1", "part2"]
 
 
 # -------------------------------------------------------------------------------------------------------- added tokens

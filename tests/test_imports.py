@@ -13,6 +13,7 @@ COMMANDS = {"train", "stream", "evaluate", "convert", "bench", "serve", "__main_
 # and nothing imports a command. `__init__` is the public face, which is what `import jstream` reaches.
 MAY_IMPORT = {
     "config": set(),
+    "accelerators": set(),
     "sharding": {"config"},
     "models": {"config", "sharding"},
     "protocols": {"config", "data"},
@@ -20,7 +21,7 @@ MAY_IMPORT = {
     "model": {"config", "protocols"},
     "streaming": {"config", "model", "models", "protocols", "data", "sharding"},
     "weights": {"config", "model", "models", "protocols", "sharding"},
-    "training": {"config", "models", "protocols", "data", "weights", "sharding"},
+    "training": {"accelerators", "config", "models", "protocols", "data", "weights", "sharding"},
     "evals": {"config", "model", "models", "protocols", "data", "streaming", "weights", "sharding", "__init__"},
     "serving": {"config", "model", "models", "protocols", "data", "streaming", "weights", "sharding", "__init__"},
     "assets": set(),

@@ -6,9 +6,37 @@ import numpy as np
 import optax
 import pytest
 
-from jstream.training.losses import language_loss, naming_loss, state_weights
+from jstream.config import ConfigError, ObjectiveConfig
+from jstream.protocols.protocol import NOT_LEARNED, STATE, TEXT
+from jstream.training import losses
+from jstream.training.losses import naming_loss, token_scores, token_weights
 
 MASKED = -100  # of the published label arrays
+
+
+def language_loss(logits, labels, learned, state_ids, variant="ce", gamma=2.0, alpha=True, segments=None, **settings):
+    """The loss of positions [P] or rows [B, T] of logits, and its metrics, through all that training goes through."""
+    rows = lambda x: jnp.asarray(x)[None] if jnp.ndim(labels) == 1 else jnp.asarray(x)
+    labels, learned, hidden = rows(labels), rows(learned), rows(logits)  # the hidden states are the logits
+    is_state = (labels[..., None] == jnp.asarray(state_ids, int)).any(axis=-1)
+    kinds = jnp.where(learned, jnp.where(is_state, STATE, TEXT), NOT_LEARNED)
+    objective = ObjectiveConfig(states=variant, gamma=gamma, alpha=alpha, **settings)
+    num_segments = 1 if segments is None else int(np.max(segments)) + 1
+    segments = jnp.zeros_like(labels) if segments is None else segments
+    states, weights = token_weights(labels, kinds, segments, objective, state_ids, num_segments)
+    scores = token_scores(hidden, labels, lambda x: x)
+    loss, sums = losses.language_loss(*scores, kinds, states, weights, objective)
+    return loss, {name: total / jnp.maximum(number, 1) for name, (total, number) in sums.items()}
+
+
+def state_weights(probability, states, num_states, variant, gamma, alpha=True, **settings):
+    """The weight of each position beside its 1 / N."""
+    kinds = jnp.where(states >= 0, STATE, TEXT)[None]
+    objective = ObjectiveConfig(states=variant, gamma=gamma, alpha=alpha, **settings)
+    labels = jnp.where(states >= 0, states, num_states)[None]
+    _, weights = token_weights(labels, kinds, jnp.zeros_like(labels), objective, tuple(range(num_states)), 1)
+    focal = (1 - probability) ** gamma if variant.startswith("focal") else 1.0
+    return weights[0] * len(probability) * jnp.where(states >= 0, focal, 1.0)
 
 
 def random_case(seed, positions=40, vocab=11, num_states=3, learned=0.7):
@@ -47,7 +75,7 @@ def test_the_released_loss_and_its_gradient_are_the_published_values(shared_data
         states = tuple(logits.shape[-1] - k for k in (3, 2, 1))
         return language_loss(logits, labels, learned, states, "focal_released", gamma, alpha)[0]
 
-    graded = jax.jit(jax.value_and_grad(loss_of), static_argnames="alpha")
+    graded = jax.jit(jax.value_and_grad(loss_of), static_argnames=("gamma", "alpha"))
     seen, cases, without_states, dropped = {}, 0, 0, 0
     for name in sorted({key[:4] for key in golden.files}):
         seed, batch, length, vocab, gamma, auto_alpha, dropped_state = golden[f"{name}_meta"]
@@ -181,8 +209,102 @@ def test_a_batch_with_nothing_to_learn_has_no_loss():
 
 
 def test_an_unknown_variant_is_an_error():
-    with pytest.raises(ValueError, match="expected ce, focal or focal_released, found 'focl'"):
+    with pytest.raises(ConfigError, match="expected ce, fixed, focal, .* or live, found 'focl'"):
         language_loss(*random_case(0), "focl", 2.0)
+
+
+# ------------------------------------------------------------------------------------------------ the other variants
+
+PROBABILITY = jnp.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+MOSTLY_SILENT = jnp.array([0, 0, 0, 2, 1, -1])  # three silences, a response, a standby, a word
+
+
+def test_fixed_weights_are_those_that_are_given():
+    weights = state_weights(PROBABILITY, MOSTLY_SILENT, 3, "fixed", 2.0, fixed=(0.3, 1.3, 2.0))
+    np.testing.assert_allclose(weights, [0.3, 0.3, 0.3, 2.0, 1.3, 1.0], rtol=1e-6)
+
+
+def test_class_balanced_weights_are_the_ones_worked_by_hand():
+    # β = 1/2: E = 2 (1 − 2^−n): 1.75 for three silences, 1 for one of the others; the weights sum to 3
+    weights = state_weights(PROBABILITY, MOSTLY_SILENT, 3, "class_balanced", 2.0, beta=0.5)
+    inverse = np.array([1 / 1.75, 1.0, 1.0])
+    silence, standby, response = 3 * inverse / inverse.sum()
+    np.testing.assert_allclose(weights, [silence, silence, silence, response, standby, 1.0], rtol=1e-5)
+    assert silence + standby + response == pytest.approx(3)
+
+
+def test_class_balanced_weights_leave_out_a_state_that_does_not_occur():
+    weights = state_weights(jnp.full(3, 0.5), jnp.array([0, 0, 2]), 3, "class_balanced", 2.0, beta=0.5)
+    inverse = np.array([1 / 1.5, 1.0])
+    np.testing.assert_allclose(weights, (2 * inverse / inverse.sum())[[0, 0, 1]], rtol=1e-5)
+    np.testing.assert_allclose(state_weights(PROBABILITY, MOSTLY_SILENT, 3, "class_balanced", 2.0, beta=0.0), 1.0)
+
+
+def test_balanced_silences_weigh_as_much_as_all_else():
+    weights = np.asarray(state_weights(PROBABILITY, MOSTLY_SILENT, 3, "silence_balanced", 2.0))
+    np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 1, 1, 1], rtol=1e-6)
+
+
+def test_live_weighs_silence_alone():
+    weights = state_weights(jnp.full(4, 0.5), jnp.array([0, 1, 0, -1]), 2, "live", 2.0, silence=0.25)
+    np.testing.assert_allclose(weights, [0.25, 1.0, 0.25, 1.0], rtol=1e-6)
+
+
+def test_lives_objective_is_the_papers_sum():
+    """(1/N) Σ −log p(next word) − w log p(silence), by hand."""
+    p = np.float32([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.25, 0.5]])
+    labels, learned, silence, speak = np.array([0, 1, 2]), np.ones(3, bool), 0, 1  # a silence, a start, a word
+    for w in (1.0, 0.5):
+        loss, _ = language_loss(np.log(p), labels, learned, (silence, speak), "live", silence=w)
+        np.testing.assert_allclose(loss, (-w * np.log(0.5) - np.log(0.75) - np.log(0.5)) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["focal", "focal_released", "class_balanced", "silence_balanced"])
+def test_balance_by_sample_is_the_mean_of_the_samples_alone(variant):
+    """Two samples in one row, and one in another: as if each were a batch of its own."""
+    logits, labels, learned, state_ids = random_case(7, positions=60)
+    segments = np.repeat([0, 1, 0], 20)
+    parts = [slice(0, 20), slice(20, 40), slice(40, 60)]
+    alone = [language_loss(logits[p], labels[p], learned[p], state_ids, variant)[0] * learned[p].sum() for p in parts]
+    rows = lambda x: np.stack([np.asarray(x)[:40], np.concatenate([x[40:], x[:20]])])
+    learned_rows = rows(learned)
+    learned_rows[1, 20:] = False  # padding
+    together, _ = language_loss(
+        rows(logits), rows(labels), learned_rows, state_ids, variant, balance="sample", segments=rows(segments)
+    )
+    np.testing.assert_allclose(together, sum(alone) / learned.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["focal", "class_balanced"])
+def test_parts_of_a_batch_add_up_to_its_loss(variant):
+    logits, labels, learned, state_ids = random_case(8, positions=40)
+    whole, _ = language_loss(logits, labels, learned, state_ids, variant)
+    kinds = np.where(learned, np.where(np.isin(labels, state_ids), STATE, TEXT), NOT_LEARNED)[None]
+    objective = ObjectiveConfig(states=variant)
+    states, weights = token_weights(labels[None], kinds, np.zeros_like(labels)[None], objective, state_ids, 1)
+    total = 0.0
+    for part in (slice(0, 7), slice(7, 25), slice(25, 40)):
+        scores = token_scores(logits[None, part], labels[None, part], lambda x: x)
+        total += losses.language_loss(*scores, kinds[:, part], states[:, part], weights[:, part], objective)[0]
+    np.testing.assert_allclose(total, whole, rtol=1e-6)
+
+
+def test_scores_in_blocks_are_those_of_the_whole_row(monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(2, 700, 8)).astype(np.float32), rng.normal(size=(8, 50)).astype(np.float32)
+    labels = rng.integers(0, 50, (2, 700))
+
+    def score(hidden, head):
+        picked, right = token_scores(hidden, labels, lambda x: x @ head)
+        return jnp.mean(picked * jnp.cos(jnp.arange(700))), (picked, right)
+
+    whole = jax.value_and_grad(score, argnums=(0, 1), has_aux=True)(hidden, head)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 50 * 256)  # 256 positions a block, the last one not full
+    text = str(jax.make_jaxpr(lambda h: score(h, head)[0])(hidden))
+    assert "2,700,50" not in text and "2,256,50" in text
+    blocks = jax.value_and_grad(score, argnums=(0, 1), has_aux=True)(hidden, head)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks)):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- naming
@@ -194,12 +316,12 @@ def test_the_naming_loss_is_the_sum_on_paper():
     valid = jnp.array([[True, False], [True, True]])
     s = lambda x: np.log1p(np.exp(x))  # −log σ(−x)
     rows = [s(0) + s(-2) + s(-1), s(-3) + s(1) + s(-0.5), s(-1) + s(1) + s(0)]
-    loss, f1 = naming_loss(logits, targets, valid)
+    loss, (twice_right, named) = naming_loss(logits, targets, valid / 3)
     np.testing.assert_allclose(loss, sum(rows) / 3, rtol=1e-6)
     # named: {1}, {1, 2}, {0}; to name: {0, 1}, {2}, {0, 1}
-    np.testing.assert_allclose(f1, 2 * (1 + 1 + 1) / (4 + 5), rtol=1e-6)
+    np.testing.assert_allclose(twice_right / named, 2 * (1 + 1 + 1) / (4 + 5), rtol=1e-6)
 
 
 def test_naming_nothing_valid_is_no_loss():
-    loss, f1 = naming_loss(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.uint8), jnp.zeros(2, bool))
-    assert loss == 0 and f1 == 0
+    loss, (twice_right, named) = naming_loss(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.uint8), jnp.zeros(2))
+    assert loss == 0 and twice_right == 0 and named == 0

@@ -1,4 +1,10 @@
-"""Frames to the size a vision tower takes: a square with black bars for SigLIP, the own aspect for Qwen."""
+"""Frames to the size a vision tower takes: a square with black bars for SigLIP, the own aspect for Qwen.
+
+And frames as they are kept in files: JPEG within a budget of pixels.
+"""
+
+import io
+import math
 
 import av
 import numpy as np
@@ -6,6 +12,8 @@ from av.video.reformatter import Interpolation
 from PIL import Image
 
 from jstream.config import QwenVisionConfig, VisionConfig
+
+MAX_JPEG_PIXELS = 2**24  # that `from_jpeg` opens: a few bytes can claim 2^32
 
 
 def fit(image: np.ndarray, vision: VisionConfig) -> np.ndarray:
@@ -68,3 +76,38 @@ def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     top, left = (size - height) // 2, (size - width) // 2
     out[top : top + height, left : left + width] = scaled.transpose(1, 2, 0)
     return out
+
+
+def to_jpeg(image: np.ndarray, max_pixels: int, quality: int) -> bytes:
+    """Encodes a frame as JPEG; one with more pixels than the budget is scaled down to it, its aspect kept.
+
+    Args:
+        image: [H, W, 3] uint8.
+        max_pixels: for H · W.
+        quality: Pillow's, 1 to 95; the colours are halved in both directions, as they are in the video.
+    """
+    height, width = image.shape[:2]
+    if height * width > max_pixels:
+        shrink = math.sqrt(max_pixels / (height * width))
+        image = resize(image, max(1, int(height * shrink)), max(1, int(width * shrink)))
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def from_jpeg(data: bytes) -> np.ndarray:
+    """Decodes a JPEG of unknown origin.
+
+    Returns:
+        [H, W, 3] uint8.
+
+    Raises:
+        ValueError: where it is no JPEG, is cut off, or claims more than MAX_JPEG_PIXELS; one line.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+            if picture.width * picture.height > MAX_JPEG_PIXELS:
+                raise ValueError(f"{picture.width} × {picture.height} pixels")
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a JPEG of at most {MAX_JPEG_PIXELS} pixels, found {error}") from None

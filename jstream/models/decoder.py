@@ -4,6 +4,8 @@ One forward serves training (whole packed rows, no cache) and the live stream (a
 are unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,12 @@ from jstream.config import DecoderConfig
 from jstream.models import attention, rope
 from jstream.models.cache import Cache, write, write_positions
 from jstream.models.layers import Linear, RMSNorm, SwiGLU
+from jstream.sharding import gather_rows, keep_rows
 
 
 class SelfAttention(nn.Module):
     config: DecoderConfig
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
@@ -30,7 +34,7 @@ class SelfAttention(nn.Module):
             q_BTNH, k_BTKH = RMSNorm(c.norm_eps, name="q_norm")(q_BTNH), RMSNorm(c.norm_eps, name="k_norm")(k_BTKH)
         q_BTNH, k_BTKH = rope.rotate(q_BTNH, angles), rope.rotate(k_BTKH, angles)
         if cache is None:
-            out = attention.attend_causal(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT)
+            out = attention.attend_packed(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, self.attention)
         else:
             cache = write(cache, layer, k_BTKH, v_BTKH)
             mask_BTS = attention.position_mask(positions_BT, cache.positions)
@@ -41,36 +45,54 @@ class SelfAttention(nn.Module):
 
 class DecoderLayer(nn.Module):
     config: DecoderConfig
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
         c = self.config
         h = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
-        h, cache = SelfAttention(c, name="self_attn")(h, angles, positions_BT, segments_BT, cache, layer)
+        h, cache = SelfAttention(c, self.attention, name="self_attn")(
+            h, angles, positions_BT, segments_BT, cache, layer
+        )
         x_BTD = x_BTD + h
         h = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
         return x_BTD + SwiGLU(c.mlp_dim, int8=c.int8, name="mlp")(h), cache
 
 
+# What the backward pass computes again instead of keeping it from the forward pass.
+REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "layer": None}
+
+
 class Decoder(nn.Module):
-    """Token embeddings in, hidden states and the grown cache out."""
+    """Token embeddings in, hidden states and the grown cache out.
+
+    Attributes:
+        remat: "none", or a key of REMAT; matters where there is a backward pass.
+        attention: implementation of `attention.attend_packed`; matters where there is no cache.
+    """
 
     config: DecoderConfig
+    remat: str = "none"
+    attention: str = "xla"
 
     def setup(self):
         c = self.config
         self.embed_tokens = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
-        self.layers = [DecoderLayer(c) for _ in range(c.num_layers)]
+        layer: Any = DecoderLayer
+        if self.remat != "none":  # the index of a layer (argument 6, behind self) is no array
+            layer = nn.remat(DecoderLayer, policy=REMAT[self.remat], static_argnums=(6,))
+        self.layers = [layer(c, self.attention) for _ in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps)
         if not c.tie_embeddings:
             self.lm_head = Linear(c.vocab_size, int8=c.int8)
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.embed_tokens(tokens_BT)
+        return jnp.take(gather_rows(self.embed_tokens.embedding), tokens_BT, axis=0)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """f32 [..., V]: what follows each hidden state [..., D]."""
-        out = self.embed_tokens.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden)
+        hidden = keep_rows(hidden)
+        out = keep_rows(self.embed_tokens.attend(hidden) if self.config.tie_embeddings else self.lm_head(hidden))
         return out.astype(jnp.float32)
 
     def __call__(
@@ -103,7 +125,7 @@ class Decoder(nn.Module):
             segments_BT = jnp.zeros_like(positions_BT)
         x_BTD, *deep = jnp.split(embeds_BTD, 1 + c.deep_layers, axis=-1)
         for index, layer in enumerate(self.layers):
-            x_BTD, cache = layer(x_BTD, angles, positions_BT, segments_BT, cache, index)
+            x_BTD, cache = layer(keep_rows(x_BTD), angles, positions_BT, segments_BT, cache, index)
             if index < c.deep_layers:
                 x_BTD += deep[index]
-        return self.norm(x_BTD), cache
+        return self.norm(keep_rows(x_BTD)), cache

@@ -20,7 +20,11 @@ from jstream.models.siglip import Siglip
 
 
 class VideoLM(nn.Module):
+    """The joined model; `remat` and `attention` as in `Decoder`."""
+
     config: ModelConfig
+    remat: str = "none"
+    attention: str = "xla"
 
     def setup(self):
         vision = self.config.vision
@@ -31,7 +35,7 @@ class VideoLM(nn.Module):
             self.vision = Siglip(vision)
             num_positions = vision.tokens_per_frame if vision.token_positions else 0
             self.projector = Projector(self.config.decoder.width, num_positions)
-        self.decoder = Decoder(self.config.decoder)
+        self.decoder = Decoder(self.config.decoder, self.remat, self.attention)
 
     def embed_frames(self, images: jax.Array) -> jax.Array:
         """uint8 [N, H, W, 3 · num_images] → frame tokens [N, M, E].
@@ -85,9 +89,11 @@ class VideoLM(nn.Module):
         return self.logits(self.hidden(embeds, positions, jnp.broadcast_to(positions, (3, *positions.shape)))[0])
 
 
-def run(config: ModelConfig, params: Any, *arguments: Any, method: str) -> Any:
+def run(
+    config: ModelConfig, params: Any, *arguments: Any, method: str, remat: str = "none", attention: str = "xla"
+) -> Any:
     """A method of `VideoLM` as a pure function of params; see there for arguments and results."""
-    return VideoLM(config).apply({"params": params}, *arguments, method=method)
+    return VideoLM(config, remat, attention).apply({"params": params}, *arguments, method=method)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:

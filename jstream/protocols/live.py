@@ -25,6 +25,8 @@ SYSTEM_PROMPT = (
     " Below is their conversation, interleaved with the list of video frames received by the assistant."
 )
 THRESHOLD = 0.725  # of the comma, in the published demo
+PUBLISHED_FPS = 2.0  # that its data are sampled at
+_MAX_FRAMES = 100_000  # of a conversation, half a day; a damaged number is not a reason to fill the memory
 
 # The words between turns, over Llama 3's tokenizer (`models/tokenization_live.py`, v1+).
 PUBLISHED = ProtocolConfig(
@@ -147,7 +149,7 @@ class Live:
         return lay_labels(tokens, self.frame_id, labelled, decisions, ends)
 
 
-def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = 2.0) -> list[Turn]:
+def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = PUBLISHED_FPS) -> list[Turn]:
     """Reads a conversation as VideoLLM-online's data hold it.
 
     Messages have a `role`: `stream` with `num_frames`, `user` and `assistant` with `content`. `learn` of a stream is
@@ -159,10 +161,11 @@ def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = 2.0) -
     """
     turns: list[Turn] = []
     for number, message in enumerate(conversation):
-        role, content, learn = message.get("role"), message.get("content"), message.get("learn", False)
-        last = turns[-1] if turns else None
-        if role == "stream" and isinstance(message.get("num_frames"), int):
-            start, end = len(turns), len(turns) + message["num_frames"]
+        known = message if isinstance(message, Mapping) and isinstance(message.get("learn", False), int) else {}
+        role, content, learn = known.get("role"), known.get("content"), known.get("learn", False)
+        last, num_frames = turns[-1] if turns else None, known.get("num_frames")
+        if role == "stream" and isinstance(num_frames, int) and 0 <= num_frames <= _MAX_FRAMES - len(turns):
+            start, end = len(turns), len(turns) + num_frames
             learned = end if learn is True else start + learn
             turns += [Turn(i / fps, (i + 1) / fps, learn_state=i < learned) for i in range(start, end)]
         elif role == "user" and isinstance(content, str) and last and last.query is None and last.reply is None:
@@ -172,6 +175,6 @@ def turns_of_chat(conversation: Sequence[Mapping[str, Any]], fps: float = 2.0) -
         elif role != "system" or number:
             raise DialogueError(
                 f"conversation: message {number}: expected frames, a question or a reply behind frames, "
-                f"found {dict(message)!r:.80}"
+                f"found {message!r:.80}"
             )
     return turns

@@ -109,7 +109,7 @@ class Streamo:
         label = self.label(turn) + "\n"
         return [
             *t.encode_template(c.user_open),
-            *t.encode(label if turn.query is None else f"{turn.query}\n{label}"),
+            *(t.encode_template(label) if turn.query is None else t.encode(f"{turn.query}\n{label}")),
             *t.encode_template(c.frame_open),
             *[self.frame_id] * self.tokens_per_frame,
             *t.encode_template(c.frame_close + c.user_close + c.assistant_open),
@@ -237,7 +237,51 @@ def to_stream_format(dialogue: Dialogue, num_frames: int, fps: float = 1.0, offi
 _LABEL = re.compile(r"\n?<(\d+(?:\.\d+)?)s-(\d+(?:\.\d+)?)s>\n?$")
 
 
-def from_stream_format(record: dict[str, Any]) -> tuple[Dialogue, int]:
+def turns_of_stream_format(record: Any) -> list[Turn]:
+    """Reads Streamo's training format, with or without time labels: a turn for each `<stream>`, one a second.
+
+    Turns are as the messages say, a question that is repeated and standby that ends in no reply included. A
+    `</Response>` without words is silence.
+
+    Raises:
+        DialogueError: names the message that does not fit.
+    """
+    messages = record.get("messages") if isinstance(record, dict) else None
+    videos = record.get("videos") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not isinstance(videos, list) or len(videos) != 1:
+        raise DialogueError("stream format: expected 'messages' and one entry under 'videos'")
+    turns: list[Turn] = []
+    query, seen = None, False  # of the next turn; whether its frame has come
+    for number, message in enumerate(messages):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(content, str) or role not in ("system", "user", "assistant"):
+            raise DialogueError(f"stream format: message {number}: expected a role and text, found {message!r:.80}")
+        if role != "system" and seen != (role == "assistant"):
+            raise DialogueError(
+                f"stream format: message {number}: expected user and assistant by turns, found {content!r:.80}"
+            )
+        if role == "user":
+            text = content.removesuffix("<stream>")
+            if text == content:
+                raise DialogueError(
+                    f"stream format: message {number}: expected a user turn that ends in <stream>, "
+                    f"found {content!r:.80}"
+                )
+            query, seen = _LABEL.sub("", text).strip() or None, True
+        elif role == "assistant":
+            state = next((i for i, token in enumerate(STATE_TOKENS) if content.startswith(token)), None)
+            if state is None:
+                raise DialogueError(
+                    f"stream format: message {number}: expected a state token first, found {content!r:.80}"
+                )
+            reply = content.removeprefix(STATE_TOKENS[RESPONSE]).strip() or None if state == RESPONSE else None
+            state = SILENCE if state == RESPONSE and reply is None else state
+            turns.append(Turn(len(turns), len(turns) + 1, query, state, reply))
+            seen = False
+    return turns
+
+
+def from_stream_format(record: Any) -> tuple[Dialogue, int]:
     """Reads Streamo's training format, with or without time labels.
 
     A run of `</Standby>` up to a reply becomes the reply's span; runs that end in no reply are not part of a dialogue.
@@ -248,45 +292,13 @@ def from_stream_format(record: dict[str, Any]) -> tuple[Dialogue, int]:
     Raises:
         DialogueError: names the message that does not fit.
     """
-    messages = record.get("messages") if isinstance(record, dict) else None
-    videos = record.get("videos") if isinstance(record, dict) else None
-    if not isinstance(messages, list) or not isinstance(videos, list) or len(videos) != 1:
-        raise DialogueError("stream format: expected 'messages' and one entry under 'videos'")
-    queries, responses = [], []
-    frame, standby = 0, None  # index of the next turn; frame at which the present run of standby began
-    for number, message in enumerate(messages):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(content, str) or role not in ("system", "user", "assistant"):
-            raise DialogueError(f"stream format: message {number}: expected a role and text, found {message!r:.80}")
-        if role == "user":
-            text = content.removesuffix("<stream>")
-            if text == content:
-                raise DialogueError(
-                    f"stream format: message {number}: expected a user turn that ends in <stream>, "
-                    f"found {content!r:.80}"
-                )
-            text = _LABEL.sub("", text).strip()
-            if text:
-                queries.append(Query(text, frame + 1))
-        elif role == "assistant":
-            state = next((i for i, token in enumerate(STATE_TOKENS) if content.startswith(token)), None)
-            if state is None:
-                raise DialogueError(
-                    f"stream format: message {number}: expected a state token first, found {content!r:.80}"
-                )
-            if state == RESPONSE:
-                text = content.removeprefix(STATE_TOKENS[RESPONSE]).strip()
-                if text and standby is not None:
-                    responses.append(Response(text, start=standby + 1, end=frame))
-                elif text:
-                    responses.append(Response(text, time=frame + 1))
-            standby = (frame if standby is None else standby) if state == STANDBY else None
-            frame += 1
-    dialogue = Dialogue(
-        str(videos[0]),
-        tuple(queries),
-        tuple(responses),
-        str(record.get("task_type") or ""),
-        str(record.get("source") or ""),
-    )
-    return dialogue, frame
+    turns = turns_of_stream_format(record)
+    queries = tuple(Query(turn.query, frame + 1) for frame, turn in enumerate(turns) if turn.query is not None)
+    responses, standby = [], None  # frame at which the present run of standby began
+    for frame, turn in enumerate(turns):
+        if turn.reply is not None:
+            span = Response(turn.reply, start=standby + 1, end=frame) if standby is not None else None
+            responses.append(span or Response(turn.reply, time=frame + 1))
+        standby = (frame if standby is None else standby) if turn.state == STANDBY else None
+    task, source = (str(record.get(key) or "") for key in ("task_type", "source"))
+    return Dialogue(str(record["videos"][0]), queries, tuple(responses), task, source), len(turns)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 
+_MAX_TEMPLATES = 4096
+
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be used; the message is one line."""
@@ -19,6 +21,7 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer):
         self._inner = inner
+        self._templates: dict[str, list[int]] = {}  # what `encode_template` gave: the same few texts, at every turn
         self.specials: dict[str, int] = {
             token.content: index for index, token in inner.get_added_tokens_decoder().items() if token.special
         }
@@ -74,7 +77,11 @@ class Tokenizer:
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of text the protocol wrote, special tokens included."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        if text not in self._templates:
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[text] = self._inner.encode(text, add_special_tokens=False).ids
+        return list(self._templates[text])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens; bytes that are not UTF-8 become �."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a model that can be opened (`save_model`, `load_model`) and a training run that can go on.
+"""Models on disk: `save_model` writes one, `load_model` opens it.
 
 A model is a folder with `config.json` (shapes and protocol), `tokenizer.json` and `params/` (orbax); one that was
 converted also holds the small files of its published folder, in `published/`. Restoring always goes through abstract
@@ -56,31 +56,34 @@ def save_model(
 ) -> None:
     """Writes a model folder; it appears whole or not at all and takes the place of an earlier one.
 
+    Where several processes hold the params, all of them call it.
+
     Args:
         language, tokenizer: of the protocol; special tokens of its own may be missing and are added when it is opened.
         dtype: of the stored params; None stores them as they are.
         published: name → content of small files to keep beside it.
     """
     path = pathlib.Path(path).absolute()
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / PUBLISHED).mkdir(parents=True)
-    (partial / "config.json").write_text(
-        json.dumps({"model": to_dict(config), "protocol": to_dict(language)}, indent=1) + "\n"
-    )
-    tokenizer.save(partial / "tokenizer.json")
-    for name, content in (published or {}).items():
-        (partial / PUBLISHED / name).write_bytes(content)
-    if not published:
-        (partial / PUBLISHED).rmdir()
+    partial, earlier = path.with_name(path.name + ".partial"), path.with_name(path.name + ".earlier")
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "config.json").write_text(
+            json.dumps({"model": to_dict(config), "protocol": to_dict(language)}, indent=1) + "\n"
+        )
+        tokenizer.save(partial / "tokenizer.json")
+        for name, content in (published or {}).items():
+            (partial / PUBLISHED).mkdir(exist_ok=True)
+            (partial / PUBLISHED / name).write_bytes(content)
     stored = params if dtype is None else jax.tree.map(lambda x: x.astype(param_dtype(x, dtype)), params)
-    ocp.save(str(partial / "params"), stored)
-    earlier = path.with_name(path.name + ".earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if path.exists():
-        path.rename(earlier)
-    partial.rename(path)
-    shutil.rmtree(earlier, ignore_errors=True)
+    ocp.save(str(partial / "params"), stored)  # waits for all processes
+    if first:
+        shutil.rmtree(earlier, ignore_errors=True)
+        if path.exists():
+            path.rename(earlier)
+        partial.rename(path)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load_model(
@@ -199,44 +202,3 @@ def _check_shapes(path: pathlib.Path, expected: Any, found: Any) -> None:
                 f"{path}: the checkpoint is not of this config: {name} should be {want.get(name, 'absent')}, "
                 f"is {have.get(name, 'absent')}"
             )
-
-
-class RunCheckpoints:
-    """The checkpoints of a training run: kept by step, written in the background, committed whole.
-
-    Args:
-        folder: of the run; the checkpoints go to `folder/checkpoints`.
-        keep: how many to keep.
-    """
-
-    def __init__(self, folder: str | pathlib.Path, keep: int):
-        self._checkpointer = ocp.training.Checkpointer(
-            str(pathlib.Path(folder).absolute() / "checkpoints"),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # type: ignore[arg-type]
-            cleanup_tmp_directories=True,
-        )
-
-    @property
-    def latest_step(self) -> int | None:
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
-
-    def save(self, step: int, state: Any, iterator: dict[str, Any]) -> None:
-        """Starts writing; returns once the device arrays are copied. The commit follows in the background."""
-        self._checkpointer.save_async(step, state, custom_metadata={"iterator": iterator}, force=True)
-
-    def load(self, state: Any) -> tuple[Any, dict[str, Any]]:
-        """Restores the last committed checkpoint into the shapes of `state`; also the state of the data iterator."""
-        latest = self._checkpointer.latest
-        assert latest is not None
-        metadata: Any = self._checkpointer.metadata(latest.step).custom_metadata
-        try:
-            restored: Any = self._checkpointer.load(latest.step, abstract_on(state, one_device()))
-        except (KeyError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"checkpoint {latest.step} of the run does not fit its config: {reason}") from None
-        return restored, metadata["iterator"]
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._checkpointer.close()

@@ -205,7 +205,8 @@ class Tensor:
         return dict(zip(self.paths, array if len(self.paths) > 1 else (array,), strict=True))
 
 
-def _to_theirs(leaves: list, pattern: str, sizes: Mapping[str, int]) -> Any:
+def to_theirs(leaves: list, pattern: str, sizes: Mapping[str, int]) -> Any:
+    """The inverse of `Tensor.to_ours`: the checkpoint's tensor from the leaves that it fills."""
     array = leaves if len(leaves) > 1 else leaves[0]
     return einops.rearrange(array, " -> ".join(reversed(pattern.split(" -> "))), **sizes) if pattern else array
 
@@ -223,7 +224,7 @@ def plan_of(family: Family, config: ModelConfig, leaves: Mapping[str, Any] | Non
             paths = tuple(path.format(*number) for path in row.paths)
             key = row.key.format(*number)
             shapes = [jax.ShapeDtypeStruct(leaves[path].shape, jnp.float32) for path in paths]
-            theirs = jax.eval_shape(lambda *x, row=row, sizes=sizes: _to_theirs(list(x), row.pattern, sizes), *shapes)
+            theirs = jax.eval_shape(lambda *x, row=row, sizes=sizes: to_theirs(list(x), row.pattern, sizes), *shapes)
             plan[key] = Tensor(family.checkpoint_key(key), paths, row.pattern, theirs.shape, sizes)
             planned.update(paths)
     unnamed = [path for path in leaves if path.startswith(family.rooms) and path not in planned]
@@ -501,5 +502,5 @@ def _write_safetensors(path: pathlib.Path, tensors: list[Tensor], leaves: Mappin
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            array = _to_theirs([np.asarray(leaves[path]) for path in tensor.paths], tensor.pattern, tensor.sizes)
+            array = to_theirs([np.asarray(leaves[path]) for path in tensor.paths], tensor.pattern, tensor.sizes)
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -79,6 +79,22 @@ def load_of_config(
     return load(source, dtype, mesh=mesh, **(settings_of(config) if config else {}))
 
 
+def load_base(
+    llm: str, vision: str, language: ProtocolConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None = None
+) -> Model:
+    """The parts that VideoLLM-online is trained from, without a connector.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    llm_folder, vision_folder = resolve(llm), resolve(vision)
+    config = parts_config(llm_folder, vision_folder)
+    tokenizer = _tokenizer(llm_folder).with_specials([language.frame_token])
+    speak(llm_folder, config, language, tokenizer)
+    _, params = load_videollm_online(llm_folder, vision_folder, None, dtype, _places(config, mesh))
+    return assemble(llm_folder, config, language, tokenizer, params, mesh)
+
+
 def within(vision: QwenVisionConfig, max_pixels: int) -> QwenVisionConfig:
     """The same tower with another budget for a frame."""
     least = min(vision.min_pixels, max_pixels)

@@ -90,7 +90,8 @@ def load_videollm_online(
     Args:
         llm_folder: Llama 3, with `config.json` and safetensors.
         vision_folder: SigLIP; of a whole model the text tower is passed over.
-        adapter_folder: `adapter_config.json` and `adapter_model.safetensors`.
+        adapter_folder: `adapter_config.json` and `adapter_model.safetensors`; None leaves the connector out, to be
+            trained.
         dtype, shardings: as in `hf.load_params`.
         grid: beside its pooled token a frame has grid × grid averages: 3 for v1+, 0 for v1.
 
@@ -100,9 +101,7 @@ def load_videollm_online(
     Raises:
         CheckpointError: as `hf.load_params`; no adapter, one of another kind or of another base, half a low-rank pair.
     """
-    if adapter_folder is None:
-        raise CheckpointError("VideoLLM-online: expected the adapter's folder, found none; the connector is in it")
-    llm_folder, vision_folder, adapter_folder = map(pathlib.Path, (llm_folder, vision_folder, adapter_folder))
+    llm_folder, vision_folder = map(pathlib.Path, (llm_folder, vision_folder))
     config = parts_config(llm_folder, vision_folder, grid)
     leaves = hf.flat(abstract_params(config))
     llama, siglip = hf.FAMILIES["llama"], hf.FAMILIES["siglip"]
@@ -111,15 +110,18 @@ def load_videollm_online(
     )
     vision = hf.match(vision_folder, siglip, vision_plan, hf.open_stored(vision_folder, "model"))
     llm = hf.match(llm_folder, llama, llm_plan, hf.open_stored(llm_folder, "model"))
-    adapter = _open_adapter(adapter_folder)
+    params: dict[str, jax.Array] = {}
+    hf.fill(params, vision_plan, vision, dtype, shardings)
+    if adapter_folder is None:
+        hf.fill(params, llm_plan, llm, dtype, shardings)
+        return config, hf.unflat(params)
+    adapter = _open_adapter(pathlib.Path(adapter_folder))
     # PEFT also saves a head that it adapts: then that one is adapted, in place of the base's
     saved = {key: llm_plan[key] for key in map(llama.row_key, adapter.whole) if key in llm_plan}
-    whole = hf.match(adapter_folder, hf.CONNECTOR, connector_plan | saved, adapter.whole)
+    whole = hf.match(adapter.folder, hf.CONNECTOR, connector_plan | saved, adapter.whole)
     llm |= {key: whole[key] for key in saved}
     adapted = adapter.adapt(llm_plan, llm, dtype)
 
-    params: dict[str, jax.Array] = {}
-    hf.fill(params, vision_plan, vision, dtype, shardings)
     hf.fill(params, llm_plan, {**llm, **adapted}, dtype, shardings)
     hf.fill(params, connector_plan, {key: whole[key] for key in connector_plan}, dtype, shardings)
     return config, hf.unflat(params)

@@ -7,8 +7,8 @@ import dataclasses
 
 import jax
 import pytest
-from jax.experimental import topologies
 
+from jstream.accelerators import GIB, abstract_devices
 from jstream.config import QwenVisionConfig, TrainConfig
 from jstream.protocols.live import SilenceScores
 from jstream.protocols.streamo import StateScores
@@ -17,37 +17,7 @@ from jstream.streaming.step import compile_step
 from tests.published_configs import published
 
 CAPACITY = 8192
-GIB = 1 << 30
-
-# What the CUDA compiler has to know of a card (jaxlib's GpuTopology): the same for all, then each its own.
-_CARD = """
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 threads_per_core_limit: 2048
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  core_count: {} shared_memory_per_core: {} shared_memory_per_block_optin: {} l2_cache_size: {}
-  memory_bandwidth: {} device_memory_size: {} clock_rate_ghz: {} cuda_compute_capability {{ major: {} minor: 0 }}
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 20 }}
-runtime_version {{ major: 13 }}
-device_description_str: "{}"
-"""
-_CARDS = {
-    "h200": (132, 233472, 232448, 62914560, 4800000000000, 150000000000, 1.98, 9, "NVIDIA H200"),
-    "a100": (108, 167936, 166912, 41943040, 2039000000000, 84929347584, 1.41, 8, "NVIDIA A100-SXM4-80GB"),
-}
-_TPUS = {"v5e": ("v5e:2x2", 15.75 * GIB), "v6e": ("v6e:2x2", 31.24 * GIB)}
-
-
-def devices_of(accelerator: str) -> tuple[list, float]:
-    """The abstract devices of an accelerator, and the bytes that each has."""
-    if accelerator in _TPUS:
-        name, memory = _TPUS[accelerator]
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices, memory
-    card = _CARD.format(*_CARDS[accelerator])
-    topology = topologies.get_topology_desc(platform="cuda", target_config=card, topology="1x1x1")
-    return topology.devices, _CARDS[accelerator][5]
+SLICES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 
 
 def turn_of(config: TrainConfig) -> tuple:
@@ -82,7 +52,7 @@ def turn_of(config: TrainConfig) -> tuple:
 )
 def test_a_turn_fits(name, size, accelerator, tensor):
     config = published(name, size)
-    devices, memory = devices_of(accelerator)
+    devices, memory = abstract_devices(SLICES.get(accelerator, accelerator))
     scores, length = turn_of(config)
     model = config.model
     if isinstance(model.vision, QwenVisionConfig):  # a stream of 16:9
@@ -108,7 +78,7 @@ def cache_bytes(model, tensor: int) -> int:
 
 @pytest.mark.parametrize(("accelerator", "tensor"), [("v5e", 4), ("v6e", 1), ("h200", 1)])
 def test_a_word_of_a_reply_fits(accelerator, tensor):
-    devices, memory = devices_of(accelerator)
+    devices, memory = abstract_devices(SLICES.get(accelerator, accelerator))
     model = published("videollm_online").model
     mesh = make_mesh(tensor=tensor, devices=devices)
     compiled = compile_step("text", model, SilenceScores(11), 5, (), CAPACITY, 1, jax.numpy.dtype("bfloat16"), mesh)

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from einops import rearrange
 
+from jstream.config import LoraConfig
 from jstream.models import rope
 from jstream.models.cache import advance, empty_cache
 from jstream.models.decoder import DecoderLayer
 from jstream.models.video_lm import VideoLM, run
+from jstream.training.lora import init_adapters
+from jstream.weights import hf
 from jstream.weights.hf import load_params, read_config, save_hf
+from jstream.weights.peft import write_adapter
 from jstream.weights.videollm_online import load_videollm_online
 
 torch = pytest.importorskip("torch")
@@ -328,3 +332,19 @@ def test_videollm_online_from_its_parts_is_the_adapted_model(tmp_path, whole_sig
         CLOSE(got, want)
     CLOSE(logits, out.logits)
     assert np.abs(np.asarray(out.logits - plain)).max() > 0.5  # the adapter matters
+
+    # and the other way round: an adapter that was trained here opens in PEFT
+    lora = LoraConfig(rank=4, alpha=8.0)
+    leaves = hf.flat(params)
+    normal = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32)
+    trained = {path: normal(x) for path, x in init_adapters(leaves, lora, jax.random.key(0)).items()}
+    trained |= {path: normal(x) for path, x in leaves.items() if path.startswith("projector/")}
+    write_adapter(tmp_path / "ours", config, trained, lora, "llama")
+    fresh = LiveLlama(llama_config)
+    fresh.load_state_dict(base.state_dict(), strict=False)
+    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path / "ours").eval()
+    _, params = load_videollm_online(tmp_path / "llama", tmp_path / "siglip", tmp_path / "ours", dtype=jnp.float32)
+    with torch.no_grad():
+        features = theirs.base_model.model.connector(siglip_tokens(tower, images))
+        CLOSE(run(config, params, images, method="embed_frames"), features)
+        CLOSE(decoder_forward(config, params, ours, positions)[1], theirs(inputs_embeds=embeds[None]).logits)

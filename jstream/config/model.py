@@ -1,28 +1,9 @@
-"""The shapes and choices a model, a protocol and a training run are made from, as frozen dataclasses.
-
-They are built once, at the edge: from a locked `ml_collections.ConfigDict` (`configs/*.py`) or from the `config.json`
-of a checkpoint. Everything below receives plain frozen values and reads no flags.
-"""
+"""What a model is made of: vision tower, decoder, and the language of a turn."""
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is one line."""
-
-
-def _require_positive(config: Any, where: str, but: tuple[str, ...] = ()) -> None:
-    """Checks the whole numbers of a config: > 0, or ≥ 0 for those named in `but`."""
-    for field in dataclasses.fields(config):
-        value, least = getattr(config, field.name), 0 if field.name in but else 1
-        if isinstance(value, int) and not isinstance(value, bool) and value < least:
-            raise ConfigError(f"{where}.{field.name}: expected a whole number ≥ {least}, found {value}")
+from jstream.config.checks import ConfigError, require_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +40,7 @@ class SiglipConfig:
     def __post_init__(self):
         if self.tower != "siglip":
             raise ConfigError(f"vision.tower: expected siglip, {' or '.join(QWEN_TOWERS)}, found {self.tower!r}")
-        _require_positive(self, "vision", but=("stem_width", "grid", "num_layers"))
+        require_positive(self, "vision", but=("stem_width", "grid", "num_layers"))
         if not self.tokens_per_frame:
             raise ConfigError("vision: expected a grid, the pooled token or both, found neither")
         if self.temporal_patch_size > 2:
@@ -143,7 +124,7 @@ class QwenVisionConfig:
     def __post_init__(self):
         if self.tower not in QWEN_TOWERS:
             raise ConfigError(f"vision.tower: expected siglip, {' or '.join(QWEN_TOWERS)}, found {self.tower!r}")
-        _require_positive(self, "vision", but=("window_size", "num_positions"))
+        require_positive(self, "vision", but=("window_size", "num_positions"))
         if self.frame_height % self.cell or self.frame_width % self.cell:
             raise ConfigError(
                 f"vision: expected frames of whole cells of {self.cell} px, "
@@ -241,7 +222,7 @@ class DecoderConfig:
     int8: bool = False
 
     def __post_init__(self):
-        _require_positive(self, "decoder", but=("deep_layers",))
+        require_positive(self, "decoder", but=("deep_layers",))
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"decoder: expected num_heads divisible by num_kv_heads, found {self.num_heads}, {self.num_kv_heads}"
@@ -308,195 +289,3 @@ class ProtocolConfig:
         for key in ("user_open", "assistant_open", "assistant_close", "frame_token"):
             if not getattr(self, key):
                 raise ConfigError(f"protocol: expected some text for {key}, found none")
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """What training minimises.
-
-    Attributes:
-        states: `ce`, `focal` (the paper's) or `focal_released` (the published code's) on the state tokens.
-        gamma: exponent of the focal weight.
-        words: weight of the auxiliary loss that names what each frame token shows.
-        happenings: weight of the auxiliary loss that names, at every decision, the events in progress and just over.
-        replies: weight of the language objective itself; 0 trains the vision tower alone.
-    """
-
-    states: str = "focal"
-    gamma: float = 2.0
-    words: float = 0.0
-    happenings: float = 0.0
-    replies: float = 1.0
-
-    def __post_init__(self):
-        if self.states not in ("ce", "focal", "focal_released"):
-            raise ConfigError(f"objective.states: expected ce, focal or focal_released, found {self.states!r}")
-        if min(self.gamma, self.words, self.happenings, self.replies) < 0:
-            raise ConfigError(f"objective: expected weights ≥ 0, found {self}")
-
-    @property
-    def needs_decoder(self) -> bool:
-        return self.replies > 0 or self.happenings > 0
-
-    @property
-    def needs_names(self) -> bool:
-        """Whether the source must give the auxiliary labels, which only the world has."""
-        return self.words > 0 or self.happenings > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class StageConfig:
-    """One stage of a curriculum: so many steps on rows of one static shape.
-
-    Attributes:
-        steps: optimizer steps.
-        rows: packed rows a batch.
-        frames: frame slots a row.
-        tokens: token slots a row; 0 where only the vision tower is trained.
-        min_seconds, max_seconds: length of the generated videos.
-        seconds_per_event: from one event to the next in them, on average.
-        learning_rate: peak of the stage.
-        decay: share of the stage, at its end, over which the rate falls linearly to `final_rate` of the peak.
-        train_vision: whether the vision tower learns; else it stays as it is, bit for bit.
-        weights: task → share of the dialogues; () is the source's own mix.
-    """
-
-    steps: int
-    rows: int
-    frames: int
-    tokens: int
-    objective: ObjectiveConfig = ObjectiveConfig()
-    min_seconds: int = 20
-    max_seconds: int = 120
-    seconds_per_event: float = 6.0
-    learning_rate: float = 1e-3
-    decay: float = 0.0
-    final_rate: float = 0.1
-    train_vision: bool = True
-    weights: tuple[tuple[str, float], ...] = ()
-
-    def __post_init__(self):
-        _require_positive(self, "stage", but=("tokens",))
-        if self.objective.needs_decoder != bool(self.tokens):
-            raise ConfigError("stage: expected token slots exactly where replies or happenings are learned")
-        if not 10 <= self.min_seconds <= self.max_seconds:
-            raise ConfigError(
-                f"stage: expected 10 ≤ min_seconds ≤ max_seconds, found {self.min_seconds}, {self.max_seconds}"
-            )
-        if self.tokens and self.frames < self.min_seconds:
-            raise ConfigError(f"stage: expected frames ≥ min_seconds, found {self.frames} and {self.min_seconds}")
-        if not 0 <= self.decay <= 1 or not 0 <= self.final_rate <= 1:
-            raise ConfigError("stage: expected decay and final_rate between 0 and 1")
-        if self.learning_rate <= 0 or self.seconds_per_event <= 0:
-            raise ConfigError("stage: expected learning_rate > 0 and seconds_per_event > 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsConfig:
-    """Where published weights lie: folders or hub ids.
-
-    Attributes:
-        checkpoint: the model, or an adapter.
-        llm, vision: what an adapter is for; "" is what its own files name.
-    """
-
-    checkpoint: str = ""
-    llm: str = ""
-    vision: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A model, its language, where its weights are published, and how it is trained.
-
-    Attributes:
-        stages: of training; () where the config only opens published weights.
-        dialogues: a raw-schema file with its videos beside it; "" generates the world on the fly.
-        warmup: steps of linear warm-up.
-        optimizer: `adamw` or `muon` (matrices by orthogonalised momentum, the rest by AdamW).
-        workers: processes that decode or render; 0 works in the training process.
-    """
-
-    model: ModelConfig
-    protocol: ProtocolConfig
-    stages: tuple[StageConfig, ...] = ()
-    weights: WeightsConfig = WeightsConfig()
-    tokenizer: str = ""
-    dialogues: str = ""
-    seed: int = 0
-    optimizer: str = "adamw"
-    weight_decay: float = 0.05
-    beta2: float = 0.98
-    clip_norm: float = 1.0
-    warmup: int = 50
-    workers: int = 1
-    log_every: int = 20
-    save_every: int = 200
-    keep: int = 2
-
-    def __post_init__(self):
-        _require_positive(self, "config", but=("seed", "workers", "warmup"))
-        if self.optimizer not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer: expected adamw or muon, found {self.optimizer!r}")
-        if self.stages and self.model.decoder.int8:
-            raise ConfigError("model.decoder.int8: expected weights that can be trained, found int8 ones")
-        if self.dialogues and any(stage.objective.needs_names for stage in self.stages):
-            raise ConfigError(
-                "dialogues: only the world has the labels of the auxiliary losses; set words and happenings of every "
-                "stage's objective to 0, and leave out stages without tokens"
-            )
-
-
-def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
-    """Builds the frozen dataclass `cls` from nested mappings, strictly.
-
-    Raises:
-        ConfigError: an unknown key (names the nearest known one), a missing key or a value of the wrong type.
-    """
-    where = where or cls.__name__
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected an object, found {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            raise ConfigError(
-                f"{where}: unknown key {key!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}")
-            )
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
-    if missing:
-        raise ConfigError(f"{where}: missing key {missing[0]!r}")
-    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint == VisionConfig:  # which of them, the value says itself
-        named = value.get("tower") if isinstance(value, Mapping) else getattr(value, "tower", None)
-        hint = QwenVisionConfig if named in QWEN_TOWERS else SiglipConfig
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, typing.cast(type, hint)) else from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        items = typing.get_args(hint)
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
-        kinds = [items[0]] * len(value) if len(items) == 2 and items[1] is Ellipsis else list(items)
-        if len(kinds) != len(value):
-            raise ConfigError(f"{where}: expected {len(kinds)} values, found {value!r}")
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, types.UnionType) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
-    return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The inverse of `from_dict`: nested dicts and lists that JSON can hold."""
-    return dataclasses.asdict(config)

@@ -1,0 +1,1 @@
+"""Whole training runs in several processes: minutes, and no part of the short suite."""
