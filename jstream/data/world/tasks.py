@@ -375,6 +375,11 @@ def drill(world: World, rng: Rng):
     return _asked(world, rng, world.duration, [])
 
 
+def recall(world: World, rng: Rng):
+    """When each event was, asked once at any time after it: no answer can be copied from an earlier one."""
+    return _backward(world, rng, [world.events[number] for number in rng.permutation(len(world.events))], set())
+
+
 # ------------------------------------------------------------------------------------------- the table of tasks
 
 TASKS: dict[str, Callable] = {
@@ -382,7 +387,7 @@ TASKS: dict[str, Callable] = {
     for task in (narration, event_caption, action_caption, forward_grounding, backward_grounding, tsqa, mixed)
 }
 
-LESSONS: dict[str, Callable] = {"quiz": quiz, "drill": drill}  # for training alone
+LESSONS: dict[str, Callable] = {"quiz": quiz, "drill": drill, "recall": recall}  # for training alone
 
 # With these, Silence : Standby : Response over many dialogues is about 12 : 3 : 2.
 DEFAULT_WEIGHTS = {
