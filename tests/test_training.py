@@ -38,7 +38,7 @@ from jstream.protocols.streamo import Streamo, turns_of
 from jstream.sharding import training_mesh
 from jstream.training import lora
 from jstream.training.flops import step_flops
-from jstream.training.loop import check_rows, place_state, to_devices
+from jstream.training.loop import check_rows, place_state
 from jstream.training.optimizer import stage_schedule
 from jstream.training.step import (
     batch_loss,
@@ -94,7 +94,7 @@ def run_steps(batch, protocol, steps, stage=STAGE, **settings):
     return first, jax.tree.map(np.asarray, state.trained | frozen), history
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_goes_down_on_a_fixed_batch(batch, protocol, optimizer):
     stage = dataclasses.replace(STAGE, steps=1000, learning_rate=3e-3)
     _, _, history = run_steps(batch, protocol, 60, stage, optimizer=optimizer)
@@ -128,62 +128,6 @@ def test_a_pattern_that_freezes_nothing_is_an_error():
     config = dataclasses.replace(CONFIG, stages=(dataclasses.replace(STAGE, freeze=("visoin/.*",)),))
     with pytest.raises(ConfigError, match="'visoin/.*' fits no param"):
         shapes_of(config)
-
-
-# Eight rows at once, under the loss that counts states over all of them: silences are dealt out unevenly.
-EIGHT = dataclasses.replace(STAGE, rows=8, objective=dataclasses.replace(STAGE.objective, states="focal"))
-
-
-@pytest.fixture(scope="module")
-def eight_rows(protocol):
-    return next(batches(WorldRows(CONFIG.seed, EIGHT, 1, protocol, CONFIG.model.vision), 8, CONFIG.seed, workers=0))
-
-
-@pytest.fixture(scope="module")
-def plainly(eight_rows, protocol):
-    """Three steps on them as they come, on one device in f32: what every other way is compared with."""
-    return run_steps(eight_rows, protocol, 3, EIGHT, optimizer="adamw")
-
-
-def agree(found, want, tolerance=2e-5):
-    for path, x in want.items():
-        np.testing.assert_allclose(found[path], x, atol=tolerance, err_msg=path)
-
-
-def test_bfloat16_computes_about_the_same_from_float32_params(eight_rows, protocol, plainly):
-    _, after, history = run_steps(eight_rows, protocol, 3, EIGHT, optimizer="adamw", compute_dtype="bfloat16")
-    assert {x.dtype.name for x in after.values()} == {"float32"}
-    np.testing.assert_allclose(history, plainly[2], rtol=0.02)
-
-
-@pytest.mark.parametrize("remat", ["dots", "layer"])
-def test_what_is_computed_again_teaches_the_same(eight_rows, protocol, plainly, remat):
-    _, found, again = run_steps(eight_rows, protocol, 3, EIGHT, optimizer="adamw", remat=remat)
-    np.testing.assert_allclose(again, plainly[2], rtol=1e-5)
-    agree(found, plainly[1])
-
-
-def test_parts_of_a_batch_teach_the_same_as_the_whole(eight_rows, protocol, plainly):
-    stage = dataclasses.replace(EIGHT, accumulate=4)
-    _, found, in_parts = run_steps(eight_rows, protocol, 3, stage, optimizer="adamw")
-    np.testing.assert_allclose(in_parts, plainly[2], rtol=1e-5)
-    agree(found, plainly[1])
-
-
-def test_several_devices_learn_what_one_does(eight_rows, protocol, plainly):
-    """Params cut by rows and by columns; tests/runs has the other axes, in several processes."""
-    config = dataclasses.replace(CONFIG, stages=(EIGHT,), mesh=MeshConfig(1, 2, 2), optimizer="adamw", seed=0)
-    mesh = training_mesh(config.mesh, jax.devices()[:4])
-    with jax.set_mesh(mesh):
-        state, frozen = place_state(config, mesh, len(WORDS))
-        places = jax.tree.map(lambda x: x.sharding, state)
-        step, history = make_train_step(config, EIGHT, protocol.decision_ids, places), []
-        for _ in range(3):
-            state, metrics = step(state, frozen, to_devices(eight_rows, 8, mesh))
-            history.append(float(metrics["loss"]))
-    assert any(x.sharding.shard_shape(x.shape) != x.shape for x in state.trained.values())
-    np.testing.assert_allclose(history, plainly[2], rtol=1e-5)
-    agree(jax.tree.map(np.asarray, state.trained | frozen), plainly[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters

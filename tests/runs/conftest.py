@@ -1,1 +1,1 @@
-"""Whole training runs in several processes: minutes, and no part of the short suite."""
+"""Whole training runs, several processes, every way to compute a step: minutes, and no part of the short suite."""

@@ -12,7 +12,7 @@ import time
 import pytest
 import yaml
 
-LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
+LAUNCH = pathlib.Path(__file__).resolve().parent.parent.parent / "launch"
 
 # What all dummies begin with: a lock that is held for as long as they live says that they do.
 HEAD = """
