@@ -186,3 +186,14 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_losses(tmp_path):
     same = jax.tree.map(lambda a, b: bool((a == b).all()), model.params, other.params)
     assert all(jax.tree.leaves(same))
     assert list((tmp_path / "whole").glob("events.out.tfevents*"))
+
+
+def test_a_run_leaves_a_model_that_opens_and_a_line_a_step(tmp_path):
+    out = finish(start(tmp_path / "run", "--config.validate_every=4", "--config.validation_rows=2"))
+    assert f"done: {tmp_path / 'run' / 'model'}" in out
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 13)) and all("loss" in r for r in records)
+    assert [r["step"] for r in records if "validation/state_accuracy" in r] == [4, 8, 12]
+    model = jstream.load(tmp_path / "run" / "model")
+    assert model.config == CONFIG.model
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
