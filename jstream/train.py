@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -187,6 +188,22 @@ def starting_model(config: TrainConfig, mesh: Mesh) -> Model | None:
     return model
 
 
+def given_params(model: Model, fresh: Sequence[str]) -> dict[str, jax.Array]:
+    """The params that training takes over from a model.
+
+    Args:
+        fresh: patterns of the paths that it does not take over.
+
+    Raises:
+        ConfigError: a pattern fits nothing.
+    """
+    params = flat(model.params)
+    for pattern in fresh:
+        if not any(re.fullmatch(pattern, path) for path in params):
+            raise ConfigError(f"weights.fresh: {pattern!r} fits no param; paths look like {next(iter(params))}")
+    return {path: x for path, x in params.items() if not any(re.fullmatch(pattern, path) for pattern in fresh)}
+
+
 def main() -> None:
     if _DISTRIBUTED.value:
         join_processes()
@@ -222,7 +239,7 @@ def main() -> None:
 
     # ----------------------------------------------------------------------------------------------------- the run
     with jax.set_mesh(mesh):
-        params = None if given is None else flat(given.params)
+        params = None if given is None else given_params(given, config.weights.fresh)
         state, frozen = place_state(config, mesh, len(WORDS), params)
         del given, params
         loop = Loop(

@@ -140,6 +140,19 @@ def test_a_config_cannot_be_changed():
         SiglipConfig().width = 3
 
 
+def test_objectives_are_compared_from_one_base_under_one_recipe():
+    get = runpy.run_path(str(REPOSITORY / "configs/ablation.py"))["get_config"]
+    of = lambda name: from_dict(TrainConfig, get(name).to_dict())
+    names = ("ce", "fixed", "focal", "focal_released", "class_balanced")
+    objectives = {name: of(name).stages[0].objective for name in names}
+    assert {name: objective.states for name, objective in objectives.items()} == {name: name for name in names}
+    same = [dataclasses.replace(of(name).stages[0], objective=objectives["ce"]) for name in names]
+    assert same == [same[0]] * len(names)
+    assert of("base").stages[0].objective.fixed == (0.0, 0.0, 0.0)  # never told when to speak
+    with pytest.raises(ConfigError, match="expected base, ce, fixed"):
+        get("focus")
+
+
 def test_the_tiny_configuration_builds():
     made = runpy.run_path(str(REPOSITORY / "configs/tiny.py"))["get_config"]()
     config = from_dict(TrainConfig, made.to_dict(), "config")

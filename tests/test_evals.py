@@ -181,6 +181,17 @@ def test_answers_and_their_updates_by_hand():
     assert found["tsqa_accuracy"] == 0 and found["tsqa_update_accuracy"] == 0
 
 
+def test_a_count_is_right_where_it_stands_in_time():
+    queries, expected = {2: "How many?", 14: "Which colour?"}, {2: "1.", 6: "2.", 9: "3.", 14: "Red.", 17: "4."}
+    found = lambda said: metrics_of(played("tsqa", 20, queries, expected, said))["count_accuracy"]
+    assert found({2: "1.", 6: "2.", 9: "3.", 14: "Red.", 17: "4."}) == 1
+    assert found({3: "1.", 8: "2.", 9: "3.", 17: "Red."}) == 2 / 4  # 2. is two seconds late, 4. is not said
+    assert found({2: "1.", 5: "2.", 10: "3.", 17: "4"}) == 3 / 4  # told early it stands all the same; "4" is not "4."
+    assert found({2: "1.", 6: "2.", 7: "7.", 9: "3.", 17: "4."}) == 3 / 4  # only the last number counts
+    assert found({}) == 0
+    assert metrics_of(played("tsqa", 9, {1: "Which colour?"}, {1: "Red."}, {}))["count_accuracy"] is None
+
+
 def test_an_answer_that_shares_its_turn_is_compared_with_all_that_is_said_there():
     queries, expected = {0: "Narrate.", 4: "How many?"}, {2: "A.", 4: "B. 2."}
     answered = lambda text: metrics_of(played("mixed", 9, queries, expected, {4: text}))["tsqa_accuracy"]

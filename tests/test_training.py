@@ -29,6 +29,7 @@ from jstream.data.video_rows import VideoRows
 from jstream.data.world.labels import WORDS
 from jstream.data.world.write import write_video
 from jstream.data.world_rows import WorldRows
+from jstream.model import Model
 from jstream.models.rope import packed_rope_positions, rope_positions
 from jstream.models.video_lm import init_params
 from jstream.protocols import make_tokenizer
@@ -291,6 +292,18 @@ def test_a_run_starts_from_a_model(protocol, tmp_path):
     assert train.starting_model(CONFIG, mesh) is None
 
 
+def test_what_is_to_start_fresh_is_not_taken_over(protocol):
+    model = Model(CONFIG.model, jax.jit(init_params, static_argnums=0)(CONFIG.model, jax.random.key(7)), protocol)
+    before = {path: np.asarray(x) for path, x in flat(model.params).items()}
+    mesh = training_mesh(MeshConfig(), jax.devices()[:1])
+    given = train.given_params(model, (r"decoder/layers_\d+/.*kernel",))
+    state, _ = place_state(CONFIG, mesh, len(WORDS), given)
+    fresh = {path for path, x in before.items() if not np.array_equal(state.trained[path], x)}
+    assert fresh == {path for path in before if path.startswith("decoder/layers_") and path.endswith("kernel")} != set()
+    with pytest.raises(ConfigError, match="weights.fresh: 'decoder/norm' fits no param"):
+        train.given_params(model, ("decoder/norm",))
+
+
 def test_rows_that_cannot_be_dealt_out_are_an_error():
     mesh, four = training_mesh(MeshConfig(), jax.devices()[:4]), dataclasses.replace(STAGE, rows=4)
     check_rows((four,), mesh)
@@ -365,6 +378,7 @@ WRONG_FLAGS = {
     "--config.save_every=0": "save_every",
     "--config.model.decoder.vocab_size=300": "vocab_size",
     "--config=missing.py": "missing.py",
+    "--profile=7": "--profile=7: expected the first and the last step, as in 10:12",
 }
 
 

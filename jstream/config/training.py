@@ -18,6 +18,14 @@ def _require_one_of(where: str, options: tuple[str, ...], found: str) -> None:
         raise ConfigError(f"{where}: expected {', '.join(options[:-1])} or {options[-1]}, found {found!r}")
 
 
+def _require_patterns(where: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{where}: {pattern!r} is no regular expression: {error}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """What training minimises (`training.losses`).
@@ -124,11 +132,7 @@ class StageConfig:
             raise ConfigError("stage: expected decay and final_rate between 0 and 1")
         if self.learning_rate <= 0 or self.seconds_per_event <= 0:
             raise ConfigError("stage: expected learning_rate > 0 and seconds_per_event > 0")
-        for pattern in self.freeze:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"stage.freeze: {pattern!r} is no regular expression: {error}") from None
+        _require_patterns("stage.freeze", self.freeze)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +179,16 @@ class WeightsConfig:
     Attributes:
         checkpoint: the model, or an adapter.
         llm, vision: what an adapter is for; "" is what its own files name.
+        fresh: regular expressions; params whose whole path fits one start fresh all the same when training starts.
     """
 
     checkpoint: str = ""
     llm: str = ""
     vision: str = ""
+    fresh: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _require_patterns("weights.fresh", self.fresh)
 
 
 @dataclasses.dataclass(frozen=True)

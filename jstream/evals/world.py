@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -218,6 +219,24 @@ def update_accuracy(played: Played) -> Part:
     return len(match_replies(played.replies(played.said, without=questions), expected, exact=True)), len(expected)
 
 
+_NUMBER = re.compile(r"\d+\.?")
+
+
+def count_accuracy(played: Played) -> Part:
+    """Reference replies that are a number, and by which turn's end the last number said was the same, of all.
+
+    As in OVO-Bench's REC, what counts is where the count stands, not how often it was told.
+    """
+    is_number = lambda text: text is not None and _NUMBER.fullmatch(text) is not None
+    changes = [i for i, text in enumerate(played.expected) if is_number(text)]
+    right = 0
+    for i, after in zip(changes, [*changes[1:], len(played.turns)]):
+        in_time = [j for j in range(i + 1, after) if played.turns[j].start - played.turns[i].start <= TOLERANCE]
+        said = [text for text in played.said[: max([i, *in_time]) + 1] if is_number(text)]
+        right += bool(said) and said[-1] == played.expected[i]
+    return right, len(changes)
+
+
 def _first(texts: Sequence[str | None], begin: int, end: int) -> int | None:
     return next((i for i in range(begin, min(end, len(texts))) if texts[i] is not None), None)
 
@@ -298,6 +317,16 @@ METRICS = {
     **_of_states(
         "precision", "Share of the turns where the model is {0} in which the reference is {0}.", state_precision
     ),
+    "reply_timing_f1": Metric(
+        TASKS,
+        "2 · matches / (predicted + reference replies), pooled over all tasks; matches are one to one, ±1 s.",
+        functools.partial(reply_f1, exact=False),
+    ),
+    "reply_f1": Metric(
+        TASKS,
+        "As reply_timing_f1, with matches that are also word for word; there are as many as there can be.",
+        functools.partial(reply_f1, exact=True),
+    ),
     "narration_timing_f1": Metric(
         ("narration",),
         "2 · matches / (predicted + reference replies), pooled over narration dialogues; matches are one to one, ±1 s.",
@@ -321,6 +350,12 @@ METRICS = {
         "Share of the reference replies of tsqa dialogues outside the turns of questions that are matched one to one "
         "by replies outside them, within ±1 s and word for word.",
         update_accuracy,
+    ),
+    "count_accuracy": Metric(
+        ("tsqa", "mixed"),
+        "Share of the reference replies of tsqa and mixed dialogues that are a number, at which the last number said, "
+        "up to 1 s later, is the same: how many there are or have been, first asked and at every change.",
+        count_accuracy,
     ),
     "forward_miou": Metric(
         ("forward_grounding",),

@@ -189,7 +189,8 @@ def test_a_run_killed_while_it_saves_goes_on_to_the_same_losses(tmp_path):
 
 
 def test_a_run_leaves_a_model_that_opens_and_a_line_a_step(tmp_path):
-    out = finish(start(tmp_path / "run", "--config.validate_every=4", "--config.validation_rows=2"))
+    traced = ("--profile=5:6", "--config.validate_every=4", "--config.validation_rows=2")
+    out = finish(start(tmp_path / "run", *traced))
     assert f"done: {tmp_path / 'run' / 'model'}" in out
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 13)) and all("loss" in r for r in records)
@@ -197,3 +198,5 @@ def test_a_run_leaves_a_model_that_opens_and_a_line_a_step(tmp_path):
     model = jstream.load(tmp_path / "run" / "model")
     assert model.config == CONFIG.model
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert trace.read_bytes().count(b"jit_train_step") > 0  # two steps, of twelve
