@@ -20,6 +20,8 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     mask_BTS: jax.Array,
+    of_sinks_BTNH: jax.Array | None = None,
+    sinks: int = 0,
 ) -> jax.Array:
     """softmax(q kᵀ / √H) v under a mask.
 
@@ -28,13 +30,19 @@ def attend(
         k_BSKH, v_BSKH: keys and values.
         mask_BTS: bool: whether query t may see key s. A row that sees nothing (padding) gives a finite, meaningless
             output.
+        of_sinks_BTNH: the queries that the first `sinks` keys are compared with instead, or None.
 
     Returns:
         [B, T, N, H], in the dtype of the queries.
     """
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    q = rearrange(q_BTNH * q_BTNH.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", g=groups)
-    scores = jnp.einsum("bkgth,bskh->bkgts", q, k_BSKH, preferred_element_type=jnp.float32)
+    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", g=groups)
+    compare = lambda q, k: jnp.einsum("bkgth,bskh->bkgts", group(q), k, preferred_element_type=jnp.float32)
+    if of_sinks_BTNH is None:
+        scores = compare(q_BTNH, k_BSKH)
+    else:
+        near, far = compare(q_BTNH, k_BSKH[:, sinks:]), compare(of_sinks_BTNH, k_BSKH[:, :sinks])
+        scores = jnp.concatenate([far, near], axis=-1)
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", probs, v_BSKH)

@@ -4,7 +4,7 @@ One forward serves training (whole packed rows, no cache) and the live stream (a
 are unrolled in Python: scanning over them would copy the cache or the weights on some backends (docs/design.md).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,16 @@ import jax.numpy as jnp
 
 from jstream.config import DecoderConfig
 from jstream.models import attention, rope
-from jstream.models.cache import Cache, write, write_positions
+from jstream.models.cache import Cache, View, write, write_positions
 from jstream.models.layers import Linear, RMSNorm, SwiGLU
 from jstream.sharding import gather_rows, keep_rows
+
+
+class Angles(NamedTuple):
+    """f32 [B, T, H/2]: by which the new tokens are turned, and their queries for the sinks where those have moved."""
+
+    own: jax.Array
+    of_sinks: jax.Array | None
 
 
 class SelfAttention(nn.Module):
@@ -22,7 +29,7 @@ class SelfAttention(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
+    def __call__(self, x_BTD, angles: Angles, positions_BT, segments_BT, cache: Cache | None, view, layer: int):
         c = self.config
         batch, length, _ = x_BTD.shape
         project = lambda heads, name: Linear(heads * c.head_dim, c.qkv_bias, c.int8, name=name)(x_BTD).reshape(
@@ -32,13 +39,16 @@ class SelfAttention(nn.Module):
         v_BTKH = project(c.num_kv_heads, "v_proj")
         if c.qk_norm:
             q_BTNH, k_BTKH = RMSNorm(c.norm_eps, name="q_norm")(q_BTNH), RMSNorm(c.norm_eps, name="k_norm")(k_BTKH)
-        q_BTNH, k_BTKH = rope.rotate(q_BTNH, angles), rope.rotate(k_BTKH, angles)
+        of_sinks = None if angles.of_sinks is None else rope.rotate(q_BTNH, angles.of_sinks)
+        q_BTNH, k_BTKH = rope.rotate(q_BTNH, angles.own), rope.rotate(k_BTKH, angles.own)
         if cache is None:
             out = attention.attend_packed(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, self.attention)
         else:
-            cache = write(cache, layer, k_BTKH, v_BTKH)
-            mask_BTS = attention.position_mask(positions_BT, cache.positions)
-            out = attention.attend(q_BTNH, cache.keys[layer], cache.values[layer], mask_BTS)
+            cache = write(cache, view, layer, k_BTKH, v_BTKH)
+            read = lambda x: x[:, : view.reads or cache.slots]
+            mask_BTS = attention.position_mask(positions_BT, read(cache.positions))
+            keys, values = read(cache.keys[layer]), read(cache.values[layer])
+            out = attention.attend(q_BTNH, keys, values, mask_BTS, of_sinks, view.sinks)
         out = Linear(c.width, int8=c.int8, name="o_proj")(out.reshape(batch, length, -1))
         return out, cache
 
@@ -48,11 +58,11 @@ class DecoderLayer(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x_BTD, angles, positions_BT, segments_BT, cache: Cache | None, layer: int):
+    def __call__(self, x_BTD, angles: Angles, positions_BT, segments_BT, cache: Cache | None, view, layer: int):
         c = self.config
         h = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
         h, cache = SelfAttention(c, self.attention, name="self_attn")(
-            h, angles, positions_BT, segments_BT, cache, layer
+            h, angles, positions_BT, segments_BT, cache, view, layer
         )
         x_BTD = x_BTD + h
         h = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
@@ -79,8 +89,8 @@ class Decoder(nn.Module):
         c = self.config
         self.embed_tokens = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
         layer: Any = DecoderLayer
-        if self.remat != "none":  # the index of a layer (argument 6, behind self) is no array
-            layer = nn.remat(DecoderLayer, policy=REMAT[self.remat], static_argnums=(6,))
+        if self.remat != "none":  # the index of a layer (argument 7, behind self) is no array
+            layer = nn.remat(DecoderLayer, policy=REMAT[self.remat], static_argnums=(7,))
         self.layers = [layer(c, self.attention) for _ in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_eps)
         if not c.tie_embeddings:
@@ -102,6 +112,7 @@ class Decoder(nn.Module):
         rope_positions: jax.Array,
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
+        view: View | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """One forward.
 
@@ -111,21 +122,25 @@ class Decoder(nn.Module):
             positions_BT: int32: index in the stream (or in the segment), EMPTY for padding.
             rope_positions: int32 [3, B, T] (`rope.rope_positions`).
             segments_BT: int32: which dialogue of a packed row; needed without a cache.
-            cache: where the tokens of earlier forwards are; the T new tokens are written behind them. The caller checks
-                the room (`cache.require_room`) and advances.
+            cache: where the tokens of earlier forwards are.
+            view: where in the cache the T new tokens go, and what they see; the caller has checked the room.
 
         Returns:
             Hidden states after the final norm [B, T, D], and the cache.
         """
         c = self.config
-        angles = rope.rotary_angles(rope_positions, c.head_dim, c.rope_theta, c.mrope_section, c.mrope_interleaved)
+        turn = lambda positions: rope.rotary_angles(
+            positions, c.head_dim, c.rope_theta, c.mrope_section, c.mrope_interleaved
+        )
+        moved = view is not None and view.sink_rope is not None
+        angles = Angles(turn(rope_positions), turn(view.sink_rope) if moved else None)
         if cache is not None:
-            cache = write_positions(cache, positions_BT)
+            cache = write_positions(cache, view, positions_BT)
         elif segments_BT is None:
             segments_BT = jnp.zeros_like(positions_BT)
         x_BTD, *deep = jnp.split(embeds_BTD, 1 + c.deep_layers, axis=-1)
         for index, layer in enumerate(self.layers):
-            x_BTD, cache = layer(keep_rows(x_BTD), angles, positions_BT, segments_BT, cache, index)
+            x_BTD, cache = layer(keep_rows(x_BTD), angles, positions_BT, segments_BT, cache, view, index)
             if index < c.deep_layers:
                 x_BTD += deep[index]
         return self.norm(keep_rows(x_BTD)), cache

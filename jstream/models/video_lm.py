@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jstream.config import ModelConfig, QwenVisionConfig
-from jstream.models.cache import Cache
+from jstream.models.cache import Cache, View
 from jstream.models.decoder import Decoder
 from jstream.models.projector import Projector
 from jstream.models.qwen_vision import QwenVision
@@ -72,9 +72,10 @@ class VideoLM(nn.Module):
         rope_positions: jax.Array,
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
+        view: View | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """See `Decoder.__call__`."""
-        return self.decoder(embeds_BTD, positions_BT, rope_positions, segments_BT, cache)
+        return self.decoder(embeds_BTD, positions_BT, rope_positions, segments_BT, cache, view)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.decoder.logits(hidden)

@@ -1,14 +1,21 @@
-"""Memory: the policy that bounds the cache of a long stream. What is kept, and how it reads when it is read again.
+"""Memory: the policy that bounds the cache of a long stream. What is kept, and whether it is read again.
 
-    append            everything, until the cache is full
-    reprefill[:300]   the newest turns, as in Streamo's inference: once there are more, the oldest one goes at every
-                      frame, what was asked is said again in the first turn that is left, and all of it is read anew
-    last_frames[:4]   the newest frames, as in SimpleStream: read anew at every frame, with no word of what was said
+    append              everything, until the cache is full
+    sinks[:120]         the newest turns and the first tokens of the stream, which stand right before them for whoever
+                        looks back (StreamingLLM, arXiv 2309.17453); nothing is read again
+    window[:120]        the newest turns alone, as they are: attention over a band
+    hop[:300[:150]]     the newest turns; when there are too many, so many of the oldest go at once, what was asked is
+                        said again in the first turn that is left, and the rest is read anew
+    reprefill[:300]     the same with one turn at a time, as in Streamo's inference: all is read anew at every frame
+    last_frames[:4]     the newest frames, as in SimpleStream: read anew at every frame, with no word of what was said
 
-A window of turns is a fresh prompt: positions start at 0, while the labels of turns and their frame tokens stay as they
-were. The session (`session.py`) keeps the turns and feeds the prompt; what is here touches no device.
+`sinks` and `window` cost one forward pass a silent frame for ever; a question whose turn goes is said again. Behind the
+others stands a fresh prompt: positions start at 0, while the labels of turns and their frame tokens stay as they were.
+`Places` keeps count of the slots of a cache under each policy; `stream.py` keeps the turns. Nothing here touches a
+device.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +23,13 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 
 from jstream.config import ConfigError
+from jstream.models.cache import CacheFullError, require_room
 from jstream.protocols.protocol import RESPONSE, SILENCE, StreamProtocol, Turn
 
 OFTEN_SAID = 16  # tokens of replies a turn to make room for; most turns are silent
 MAX_STANDING = 2000  # tokens of questions that are said again
+MIN_SINKS = 4  # tokens, where no system prompt opens the stream: as many as StreamingLLM found enough
+REBASE_AT = 32_768  # rotary positions left out behind the sinks from which on a ring turns its keys back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +39,20 @@ class Memory:
     Attributes:
         turns: how many turns a decision sees, its own included; None for all.
         words: whether what was said and decided is kept with them.
+        drops: how many turns go at once.
+        ring: whether what is kept stays in the cache, and what goes makes place for what comes.
+        sinks: whether the first tokens stay as well.
     """
 
     turns: int | None = None
     words: bool = True
+    drops: int = 1
+    ring: bool = False
+    sinks: bool = False
+
+    @property
+    def reads_again(self) -> bool:
+        return self.turns is not None and not self.ring
 
     def grows(self, num_turns: int) -> bool:
         """Whether a prompt of so many turns only grows by the next one."""
@@ -41,22 +61,33 @@ class Memory:
 
 # Turns by default: `max_rounds` of maifoundations/Streamo, `inference.py` (its OVO-Bench script keeps 121: it drops one
 # when there are more than max_rounds + 1); `recent_frames_only` of EvolvingLMMs-Lab/SimpleStream.
-WINDOWS = {"reprefill": Memory(300), "last_frames": Memory(4, words=False)}
+WINDOWS = {
+    "sinks": Memory(120, ring=True, sinks=True),
+    "window": Memory(120, ring=True),
+    "hop": Memory(300, drops=150),
+    "reprefill": Memory(300),
+    "last_frames": Memory(4, words=False),
+}
+EXPECTED = "append, sinks[:TURNS], window[:TURNS], hop[:TURNS[:DROPPED]], reprefill[:TURNS] or last_frames[:N]"
 
 
 def parse_memory(text: str) -> Memory:
-    """Reads `append`, `reprefill[:TURNS]` or `last_frames[:N]`.
+    """Reads one of EXPECTED.
 
     Raises:
         ConfigError: names what is expected.
     """
-    found = re.fullmatch(r"(\w+)(?::([1-9]\d{0,5}))?", text)
+    found = re.fullmatch(r"(\w+)(?::([1-9]\d{0,5}))?(?::([1-9]\d{0,5}))?", text)
     if text == "append":
         return Memory()
-    if found is None or found[1] not in WINDOWS:
-        raise ConfigError(f"memory: expected append, reprefill[:TURNS] or last_frames[:N], found {text!r}")
+    if found is None or found[1] not in WINDOWS or (found[3] and found[1] != "hop"):
+        raise ConfigError(f"memory: expected {EXPECTED}, found {text!r}")
     policy = WINDOWS[found[1]]
-    return dataclasses.replace(policy, turns=int(found[2])) if found[2] else policy
+    turns = int(found[2] or policy.turns or 0)
+    drops = int(found[3]) if found[3] else max(turns // 2, 1) if found[1] == "hop" else 1
+    if drops > turns:
+        raise ConfigError(f"memory: expected at most {turns} turns to be dropped at once, found {drops} in {text!r}")
+    return dataclasses.replace(policy, turns=turns, drops=drops)
 
 
 # ------------------------------------------------------------------------------------------------------------- capacity
@@ -74,15 +105,18 @@ def capacity_for(protocol: StreamProtocol, num_turns: int, queries: Iterable[str
     label = Turn(1e6, 1e6 + 1)  # as long as labels get
     turn = len(protocol.open_turn(label)) + len(protocol.close_turn(RESPONSE)) + reply_tokens
     asked = sum(len(protocol.tokenizer.encode(f"{query}\n")) for query in queries)
-    padding = len(protocol.open_turn(label)) + 128  # the last chunk is padded to its bucket
-    return len(protocol.prefix) + num_turns * turn + asked + padding
+    closing = len(protocol.close_turn(RESPONSE))
+    return len(protocol.prefix) + num_turns * turn + asked + closing
 
 
 def window_capacity(memory: Memory, protocol: StreamProtocol, max_new_tokens: int) -> int:
-    """Tokens the cache of a window is given: for its turns, what is said in them, and what is asked again."""
+    """Tokens the cache of a window is given: for its turns, what is said in them, and what is asked again.
+
+    A ring has place for a turn more, as what goes and what comes never share a slot.
+    """
     assert memory.turns is not None
     said = OFTEN_SAID if memory.words else 0
-    tokens = capacity_for(protocol, memory.turns, (), said) + max_new_tokens + MAX_STANDING
+    tokens = capacity_for(protocol, memory.turns + memory.ring, (), said) + max_new_tokens + MAX_STANDING
     return -(-tokens // 256) * 256
 
 
@@ -100,6 +134,133 @@ def question_room(memory: Memory, protocol: StreamProtocol, max_new_tokens: int,
             f"found {capacity}: open the stream with a larger one, a smaller window, or no capacity at all"
         )
     return min(capacity - capacity_for(protocol, 1, (), 0) - max_new_tokens, MAX_STANDING)
+
+
+# --------------------------------------------------------------------------------------------- the slots of a cache
+
+
+@dataclasses.dataclass
+class _Held:
+    """What a turn holds of a ring: its first token, and the stretches [begin, end) of slots that it lies in."""
+
+    position: int
+    rope: int
+    stretches: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    queries: tuple[str, ...] = ()
+
+
+class Places:
+    """Where the tokens of one stream lie in its cache, as the host counts them.
+
+    Args:
+        capacity: slots that tokens may take. The cache has `spare` more behind them.
+        spare: slots that a step may write beside those of its tokens, as it is padded.
+        memory: its policy.
+        sinks: tokens at the start that a ring with sinks never gives up.
+
+    Attributes:
+        position: index in the stream of the next token.
+        rope: its rotary position.
+        oldest: positions before it are forgotten, but for the sinks.
+        gap: rotary positions that are left out behind the sinks.
+    """
+
+    def __init__(self, capacity: int, spare: int, memory: Memory, sinks: int):
+        self.capacity, self.spare, self.memory, self.sinks = capacity, spare, memory, sinks
+        self.forget()
+
+    def forget(self, keep: int = 0) -> None:
+        """Forgets all but the first tokens; `keep` are text, each of one rotary position."""
+        self.position = self.rope = self._next = keep
+        self.oldest = self.gap = 0
+        self._turns: collections.deque[_Held] = collections.deque()
+
+    @property
+    def left(self) -> int:
+        """Slots that are left; in a ring, for the turn that is under way."""
+        if not self.memory.ring:
+            return self.capacity - self._next
+        own = sum(end - begin for begin, end in self._turns[-1].stretches) if self._turns else 0
+        return self.capacity - self.sinks - 2 * self.spare - own
+
+    def open_turn(self) -> list[str]:
+        """Begins a turn; in a ring the oldest one goes where there are as many as may be kept.
+
+        Returns:
+            What was asked in turns that went.
+        """
+        if not self.memory.ring:
+            return []
+        gone = []
+        while len(self._turns) >= (self.memory.turns or 0):
+            gone += self._drop()
+        self._turns.append(_Held(self.position, self.rope))
+        self._look_back()
+        return gone
+
+    def ask(self, queries: Sequence[str]) -> None:
+        """Notes what is asked in the turn that is under way, to hear of it when it goes."""
+        if self.memory.ring:
+            self._turns[-1].queries = tuple(queries)
+
+    def take(self, count: int) -> tuple[int, list[str]]:
+        """Slots for the next `count` tokens.
+
+        Returns:
+            The first of them, and what was asked in turns that had to go for them.
+
+        Raises:
+            CacheFullError: there are none; nothing has changed.
+        """
+        if not self.memory.ring:
+            require_room(self._next, count, self.capacity)
+            start, gone = self._next, []
+        else:
+            start, gone = self._take_of_ring(count)
+        self._next = start + count
+        self.position += count
+        return start, gone
+
+    def rebase(self) -> int:
+        """Rotary positions that the keys behind the sinks can go back by; counts them as gone back."""
+        distance = self.gap
+        for turn in self._turns:
+            turn.rope -= distance
+        self.rope -= distance
+        self.gap = 0
+        return distance
+
+    def _take_of_ring(self, count: int) -> tuple[int, list[str]]:
+        if count > self.left:
+            raise CacheFullError(
+                f"the cache holds {self.capacity} tokens: a turn that takes {count} more does not fit; open the stream "
+                "with a larger capacity"
+            )
+        start = self._next
+        if start + count > self.capacity:
+            start = self.sinks
+        gone: list[str] = []
+        end = start + self.spare  # with the padding behind them
+        overlaps = lambda turn: any(a < end and start < b for a, b in turn.stretches)
+        while any(map(overlaps, list(self._turns)[:-1])):
+            gone += self._drop()
+        self._look_back()
+        own = self._turns[-1].stretches
+        if own and own[-1][1] == start:
+            own[-1] = (own[-1][0], start + count)
+        else:
+            own.append((start, start + count))
+        return start, gone
+
+    def _drop(self) -> list[str]:
+        return list(self._turns.popleft().queries)
+
+    def _look_back(self) -> None:
+        """Sets what the next tokens see: from the oldest turn that is left on."""
+        oldest = self._turns[0]
+        if oldest.position > self.sinks:
+            self.oldest = oldest.position
+            self.gap = oldest.rope - self.sinks
 
 
 # ------------------------------------------------------------------------------------------------ what is read again
@@ -164,7 +325,7 @@ def read_again(
     """
     if not memory.words:
         turn = dataclasses.replace(turn, query=None)
-    past = list(past[1:] if len(past) == memory.turns else past)
+    past = list(past[memory.drops :] if len(past) == memory.turns else past)
     while True:
         first, *others = [*(kept.turn for kept in past), turn]
         turns = [dataclasses.replace(first, query="\n".join(queries) or None), *others]

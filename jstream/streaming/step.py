@@ -1,9 +1,10 @@
-"""The steps of a live stream as pure functions of (params, state, inputs), and their compiled programs.
+"""The steps of live streams as pure functions of (params, cache, inputs), and their compiled programs.
 
-    image → vision tower → projector ─┐
-    chunk of tokens ──────────────────┴→ decoder against the cache → scores of the decision, or the next token
+    clips → vision tower → projector ─┐
+    chunks of tokens ─────────────────┴→ decoder against the cache → scores of the decision, and the next token
 
-The state is donated. A step is compiled ahead for a static chunk length, so that a stream never waits for the compiler.
+A step advances B streams at once, each by a chunk of its own; one alone is a batch of one. The cache is donated. Steps
+are compiled ahead for static lengths, so that no stream ever waits for the compiler.
 """
 
 import dataclasses
@@ -20,200 +21,204 @@ from jstream.models.video_lm import abstract_params, run
 from jstream.sharding import cache_sharding, param_shardings, replicated
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class StreamState:
-    """What a step takes, donates and returns.
+class Language:
+    """What a step has to know of a protocol (`protocols.protocol.StreamProtocol` says what these are)."""
+
+    scores: Callable[[jax.Array], jax.Array]
+    frame_id: int
+    unspoken_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is static in a step.
 
     Attributes:
-        cache: everything the decoder has seen.
-        last_image: uint8 [1, H, W, 3]: the newest frame that `step_frame` saw, for patches that see two.
+        batch: B streams.
+        slots: S of the cache.
+        tokens: T of the chunks.
+        reads: slots that the step reads, the first ones; 0 for all.
+        sinks: tokens at the start of every stream that are never forgotten, whatever is left out behind them.
     """
 
-    cache: kv.Cache
-    last_image: jax.Array
+    batch: int
+    slots: int
+    tokens: int
+    reads: int = 0
+    sinks: int = 0
 
 
-def fresh_state(
-    config: ModelConfig, capacity: int, dtype: jnp.dtype = jnp.float32, mesh: jax.sharding.Mesh | None = None
-) -> StreamState:
-    """The state before the first frame, with room for `capacity` tokens, on the mesh or on the default device."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A chunk for each of B streams; one of `count` 0 leaves its stream as it is.
 
-    def make() -> StreamState:
-        last_image = jnp.zeros((1, *config.vision.frame_size, 3), jnp.uint8)
-        return StreamState(kv.empty_cache(config.decoder, 1, capacity, dtype), last_image)
-
-    return make() if mesh is None else jax.jit(make, out_shardings=state_shardings(config, mesh))()
-
-
-def state_shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Where a state lies on a mesh: keys and values by their heads, the rest on every device."""
-    heads, whole = cache_sharding(config.decoder, 1, mesh), replicated(mesh)
-    layers = (heads,) * config.decoder.num_layers
-    cache: Any = kv.Cache(layers, layers, whole, whole)  # type: ignore[arg-type]
-    return StreamState(cache, whole)  # type: ignore[arg-type]
-
-
-def forward_chunk(
-    config: ModelConfig,
-    params: Any,
-    cache: kv.Cache,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    is_frame: jax.Array | None = None,
-    frame_tokens: jax.Array | None = None,
-) -> tuple[kv.Cache, jax.Array]:
-    """One forward of a chunk against the cache.
-
-    Args:
-        tokens: int32 [1, T], padded behind `count` (int32 []) real ones.
-        rope: int32 [3, 1, T]: rotary positions.
-        is_frame, frame_tokens: bool [1, T] and [1, M, E], where the chunk holds a frame.
-
-    Returns:
-        The cache, advanced by `count`, and the logits f32 [V] behind the last real token.
+    Attributes:
+        tokens: int32 [B, T], padded behind `count` (int32 [B]) real ones.
+        rope: int32 [3, B, T]: rotary positions.
+        start, position, oldest: int32 [B]: as in `cache.View`.
+        gap: int32 [B]: rotary positions that lie between the sinks and the oldest token behind them.
+        temperature: f32 [B]: of the next token; 0 is the most probable one.
+        seed: int32 [B]: of its sampling, together with the position.
     """
-    model = functools.partial(run, config, params)
-    if is_frame is None or frame_tokens is None:
-        embeds = model(tokens, method="embed_text")
-    else:
-        embeds = model(tokens, is_frame, frame_tokens, method="embed_tokens")
-    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    positions = jnp.where(slots < count, cache.length + slots, kv.EMPTY)
-    hidden, cache = model(embeds, positions, rope, None, cache, method="hidden")
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
-    return kv.advance(cache, count), model(last, method="logits")[0, 0]
+
+    tokens: Any
+    count: Any
+    rope: Any
+    start: Any
+    position: Any
+    oldest: Any
+    gap: Any
+    temperature: Any
+    seed: Any
 
 
-def embed_image(config: ModelConfig, params: Any, before: jax.Array, image: jax.Array) -> jax.Array:
-    """Vision tower and projector.
-
-    Args:
-        before, image: uint8 [1, H, W, 3]: a frame and the one before it, which is itself where it opens the stream.
-
-    Returns:
-        Frame tokens [1, M, E].
-    """
-    clip = image
-    if config.vision.num_images == 2:
-        clip = jnp.concatenate([before, image], axis=-1)
-    return run(config, params, clip, method="embed_frames")
+def abstract_inputs(shape: Shape) -> Inputs:
+    whole = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.int32)
+    batch, tokens = shape.batch, shape.tokens
+    one = whole(batch)
+    temperature = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    return Inputs(whole(batch, tokens), one, whole(3, batch, tokens), one, one, one, one, temperature, one)
 
 
-def step_turn(
-    config: ModelConfig,
-    scores: Callable[[jax.Array], jax.Array],
-    frame_id: int,
-    params: Any,
-    state: StreamState,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    frame_tokens: jax.Array,
-) -> tuple[StreamState, jax.Array]:
-    """A turn up to its decision, one forward, from its frame tokens [1, M, E].
-
-    Returns:
-        The next state and the protocol's scores of the decision, a few f32.
-    """
-    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope, tokens == frame_id, frame_tokens)
-    return dataclasses.replace(state, cache=cache), scores(logits)
-
-
-def step_frame(
-    config: ModelConfig,
-    scores: Callable[[jax.Array], jax.Array],
-    frame_id: int,
-    params: Any,
-    state: StreamState,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    image: jax.Array,
-    first: jax.Array,
-) -> tuple[StreamState, jax.Array]:
-    """A turn up to its decision from its image: vision tower, projector and one forward.
-
-    Args:
-        image: uint8 [1, H, W, 3].
-        first: bool []: whether it opens the stream.
-
-    Returns:
-        As `step_turn`.
-    """
-    frame_tokens = embed_image(config, params, jnp.where(first, image, state.last_image), image)
-    state, decision = step_turn(config, scores, frame_id, params, state, tokens, count, rope, frame_tokens)
-    return dataclasses.replace(state, last_image=image), decision
+def embed_clips(config: ModelConfig, params: Any, clips: jax.Array) -> jax.Array:
+    """Vision tower and projector: uint8 [N, H, W, 3 · num_images] → frame tokens [N, M, E]."""
+    return run(config, params, clips, method="embed_frames")
 
 
 def step_text(
     config: ModelConfig,
-    unspoken_ids: tuple[int, ...],
+    language: Language,
+    shape: Shape,
     params: Any,
-    state: StreamState,
-    tokens: jax.Array,
-    count: jax.Array,
-    rope: jax.Array,
-    temperature: jax.Array,
-    key: jax.Array,
-) -> tuple[StreamState, jax.Array]:
-    """Text without a frame: a long question, or a token of a reply.
-
-    Args:
-        unspoken_ids: special tokens that a reply cannot hold.
+    cache: kv.Cache,
+    inputs: Inputs,
+    frame_tokens: jax.Array | None = None,
+) -> tuple[kv.Cache, jax.Array]:
+    """One forward of a chunk for each stream, of text or with the frame tokens [B, M, E] of a frame each.
 
     Returns:
-        The next state and the token that follows, int32 []: the most probable one, or a sample at temperature > 0.
+        The next cache, and f32 [B, scores + 1]: the protocol's scores of a decision behind the chunk, and the token
+        that would follow it in a reply. One array, so that the host reads once.
     """
-    cache, logits = forward_chunk(config, params, state.cache, tokens, count, rope)
-    logits = logits.at[jnp.asarray(unspoken_ids, jnp.int32)].set(-jnp.inf)
-    sampled = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
-    token = jnp.where(temperature > 0, sampled, jnp.argmax(logits))
-    return dataclasses.replace(state, cache=cache), token.astype(jnp.int32)
+    model = functools.partial(run, config, params)
+    if frame_tokens is None:
+        embeds = model(inputs.tokens, method="embed_text")
+    else:
+        embeds = model(inputs.tokens, inputs.tokens == language.frame_id, frame_tokens, method="embed_tokens")
+    slots = jnp.arange(shape.tokens, dtype=jnp.int32)
+    positions = jnp.where(slots < inputs.count[:, None], inputs.position[:, None] + slots, kv.EMPTY)
+    sink_rope = inputs.rope - inputs.gap[:, None] if shape.sinks else None
+    view = kv.View(inputs.start, inputs.position, inputs.oldest, sink_rope, shape.sinks, shape.reads)
+    hidden, cache = model(embeds, positions, inputs.rope, None, cache, view, method="hidden")
+    last = jnp.take_along_axis(hidden, jnp.maximum(inputs.count - 1, 0)[:, None, None], axis=1)
+    logits = model(last, method="logits")[:, 0]
+    tokens = _next_tokens(language, logits, inputs)
+    return cache, jnp.concatenate([jax.vmap(language.scores)(logits), tokens[:, None]], axis=-1)
 
 
-@functools.lru_cache(maxsize=64)
+def _next_tokens(language: Language, logits: jax.Array, inputs: Inputs) -> jax.Array:
+    """f32 [B]: the ids of the most probable tokens behind logits [B, V], samples where the temperature is above 0."""
+    logits = logits.at[:, jnp.asarray(language.unspoken_ids, jnp.int32)].set(-jnp.inf)
+    greedy = jnp.argmax(logits, axis=-1)
+
+    def sample(logits, temperature, seed, position):
+        key = jax.random.fold_in(jax.random.key(seed), position)
+        return jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+
+    def sampled():
+        drawn = jax.vmap(sample)(logits, inputs.temperature, inputs.seed, inputs.position)
+        return jnp.where(inputs.temperature > 0, drawn, greedy)
+
+    tokens = jax.lax.cond(jnp.any(inputs.temperature > 0), sampled, lambda: greedy)
+    return tokens.astype(jnp.float32)  # exact up to 2²⁴
+
+
+def step_frame(
+    config: ModelConfig,
+    language: Language,
+    shape: Shape,
+    params: Any,
+    cache: kv.Cache,
+    inputs: Inputs,
+    clips: jax.Array,
+) -> tuple[kv.Cache, jax.Array]:
+    """`step_text` with a frame for every stream, from its clip uint8 [B, H, W, 3 · num_images]."""
+    return step_text(config, language, shape, params, cache, inputs, embed_clips(config, params, clips))
+
+
+KINDS = ("frame", "turn", "text")
+
+
+@functools.lru_cache(maxsize=128)
 def compile_step(
     kind: str,
     config: ModelConfig,
-    scores: Callable[[jax.Array], jax.Array],
-    frame_id: int,
-    unspoken_ids: tuple[int, ...],
-    capacity: int,
-    bucket: int,
-    dtype: jnp.dtype,
-    mesh: jax.sharding.Mesh | None,
+    language: Language,
+    shape: Shape,
+    dtype: Any,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
-    """The compiled step of a kind (`frame`, `turn` or `text`) and chunk length; sessions of one shape share it.
+    """The compiled step of a kind and shape; streams of one shape share it.
 
-    It takes the params, the state, which is donated, and what the step of that name takes behind them. The kind `embed`
-    is `embed_image`, whatever the length. The mesh may be one of devices that are not here.
+    Args:
+        kind: `frame` takes params, cache, inputs and clips; `turn` frame tokens in place of clips; `text` neither.
+        mesh: it may be one of devices that are not here.
     """
     abstract = jax.ShapeDtypeStruct
     params = abstract_params(config, dtype)
-    state = jax.eval_shape(lambda: fresh_state(config, capacity, dtype))
+    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
     placed: dict[str, Any] = {}
     if mesh is not None:
-        of_state = state_shardings(config, mesh)
+        places = cache_shardings(config, shape.batch, mesh)
         put = lambda x, sharding: abstract(x.shape, x.dtype, sharding=sharding)
         params = jax.tree.map(put, params, param_shardings(config.decoder, params, mesh))
-        state = jax.tree.map(put, state, of_state)
-        placed = {"out_shardings": (of_state, replicated(mesh))}
-    image = abstract((1, *config.vision.frame_size, 3), jnp.uint8)
-    embed = functools.partial(embed_image, config)
+        cache = jax.tree.map(put, cache, places)
+        placed = {"out_shardings": (places, replicated(mesh))}
+    step = functools.partial(step_frame if kind == "frame" else step_text, config, language, shape)
+    rest = []
+    if kind != "text":
+        clips = abstract((shape.batch, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
+        frame_tokens = jax.eval_shape(functools.partial(embed_clips, config), params, clips)
+        whole = None if mesh is None else replicated(mesh)
+        rest = [clips if kind == "frame" else abstract(frame_tokens.shape, frame_tokens.dtype, sharding=whole)]
+    return jax.jit(step, donate_argnums=1, **placed).lower(params, cache, abstract_inputs(shape), *rest).compile()
+
+
+@functools.lru_cache(maxsize=32)
+def compile_embed(config: ModelConfig, count: int, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """`embed_clips` of so many clips, compiled."""
+    params = abstract_params(config, dtype)
+    if mesh is not None:
+        put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        params = jax.tree.map(put, params, param_shardings(config.decoder, params, mesh))
+    clips = jax.ShapeDtypeStruct((count, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
     whole = None if mesh is None else replicated(mesh)
-    if kind == "embed":
-        return jax.jit(embed, out_shardings=whole).lower(params, image, image).compile()
-    chunk = (abstract((1, bucket), jnp.int32), abstract((), jnp.int32), abstract((3, 1, bucket), jnp.int32))
-    if kind == "frame":
-        step = functools.partial(step_frame, config, scores, frame_id)
-        rest = (image, abstract((), jnp.bool_))
-    elif kind == "turn":
-        step = functools.partial(step_turn, config, scores, frame_id)
-        frame_tokens = jax.eval_shape(embed, params, image, image)
-        rest = (abstract(frame_tokens.shape, frame_tokens.dtype, sharding=whole),)
-    else:
-        step = functools.partial(step_text, config, unspoken_ids)
-        rest = (abstract((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.jit(step, donate_argnums=1, **placed).lower(params, state, *chunk, *rest).compile()
+    return jax.jit(functools.partial(embed_clips, config), out_shardings=whole).lower(params, clips).compile()
+
+
+@functools.lru_cache(maxsize=8)
+def compile_rebase(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """`cache.rebase`, compiled: cache, int32 [B] → cache."""
+    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
+    places = None
+    if mesh is not None:
+        places = cache_shardings(config, shape.batch, mesh)
+        put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        cache = jax.tree.map(put, cache, places)
+    step = lambda cache, distance: kv.rebase(config.decoder, cache, shape.sinks, distance)
+    distance = jax.ShapeDtypeStruct((shape.batch,), jnp.int32)
+    return jax.jit(step, donate_argnums=0, out_shardings=places).lower(cache, distance).compile()
+
+
+def cache_shardings(config: ModelConfig, batch: int, mesh: jax.sharding.Mesh) -> Any:
+    """Where a cache lies on a mesh: keys and values by their heads, the rest on every device."""
+    heads = (cache_sharding(config.decoder, batch, mesh),) * config.decoder.num_layers
+    return kv.Cache(heads, heads, replicated(mesh))  # type: ignore[arg-type]
+
+
+def fresh_cache(config: ModelConfig, batch: int, slots: int, dtype: Any, mesh: jax.sharding.Mesh | None) -> kv.Cache:
+    """An empty cache, on the mesh or on the default device."""
+    make = functools.partial(kv.empty_cache, config.decoder, batch, slots, dtype)
+    return make() if mesh is None else jax.jit(make, out_shardings=cache_shardings(config, batch, mesh))()

@@ -1,0 +1,161 @@
+"""`Engine`: many live streams of one model, stepped as one batch.
+
+    engine = Engine(model, streams=16)
+    door, yard = engine.open(), engine.open()
+    engine.ask(door, "Tell me when someone comes in.")
+    engine.see(door, frame)                     # any number of frames to any number of streams, then
+    for place, event in engine.run():           # what comes of them, as it comes
+
+Streams join and leave without anything being compiled. Each has its own clock, questions and memory; one that fails
+ends alone. Where one replies while another sees a frame, the word and the frame share a forward.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from jstream.config import ConfigError
+from jstream.data.video import Frame
+from jstream.model import Model
+from jstream.models.cache import CacheFullError
+from jstream.streaming.batch import Batch
+from jstream.streaming.event import Event
+from jstream.streaming.memory import parse_memory
+from jstream.streaming.stream import Lengths, Settings, Steps, Stream, Wish
+
+
+class EngineFullError(RuntimeError):
+    """All places are taken; the message is one line."""
+
+
+@dataclasses.dataclass
+class _Place:
+    """A stream of the engine.
+
+    Attributes:
+        frames: that wait, each with the moment it came.
+        turn: that is under way, with the moment its frame came; None between turns.
+        wish: what it waits for.
+    """
+
+    stream: Stream
+    frames: collections.deque[tuple[Frame, float]] = dataclasses.field(default_factory=collections.deque)
+    turn: Steps | None = None
+    since: float = 0.0
+    wish: Wish | None = None
+
+
+class Engine:
+    """Up to so many streams at once, all of one model, frame size and memory.
+
+    Args:
+        model: as `jstream.load` gives it; its frame size is that of all streams (`Model.for_frames`).
+        streams: places.
+        max_queued: frames of a stream that may wait; one more is refused.
+        memory, capacity, fps, threshold, temperature, max_new_tokens: as for `Session`; `capacity` is each stream's.
+
+    Attributes:
+        compile_seconds: spent compiling; all of it before the first frame.
+
+    Raises:
+        ConfigError: for an unknown memory, no place, or a window that does not fit into the capacity.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        streams: int = 8,
+        memory: str = "append",
+        capacity: int | None = None,
+        fps: float = 1.0,
+        threshold: float | None = None,
+        temperature: float = 0.0,
+        max_new_tokens: int = 64,
+        max_queued: int = 16,
+    ):
+        if streams < 1:
+            raise ConfigError(f"streams: expected at least one place, found {streams}")
+        policy = parse_memory(memory)
+        self.model, self.max_queued = model, max_queued
+        self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens)
+        self._lengths = Lengths.of(model, self._settings)
+        self.batch = Batch(model, self._lengths, streams, policy.ring, policy.reads_again)
+        self.compile_seconds = self.batch.compile_seconds
+        self._places: dict[int, _Place] = {}
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Of the streams that are open."""
+        return tuple(self._places)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a frame waits or a turn is under way."""
+        return any(place.frames or place.turn for place in self._places.values())
+
+    def open(self, seed: int = 0) -> int:
+        """Begins a stream, and returns its place.
+
+        Raises:
+            EngineFullError: there is none.
+        """
+        free = [number for number in range(self.batch.streams) if number not in self._places]
+        if not free:
+            raise EngineFullError(f"the engine has {self.batch.streams} places and all are taken; close a stream first")
+        self._places[free[0]] = _Place(Stream(self.model, self._settings, self._lengths, seed))
+        return free[0]
+
+    def close(self, place: int) -> None:
+        """Ends a stream; what waits is dropped."""
+        del self._places[place]
+
+    def ask(self, place: int, text: str) -> None:
+        """As `Session.ask`; heard with the next frame that is not under way yet."""
+        self._places[place].stream.ask(text)
+
+    def see(self, place: int, frame: Frame) -> None:
+        """Hands a frame to a stream; `step` or `run` gives its event.
+
+        Raises:
+            EngineFullError: `max_queued` frames of it wait already.
+        """
+        frames = self._places[place].frames
+        if len(frames) >= self.max_queued:
+            raise EngineFullError(f"stream {place}: expected at most {self.max_queued} frames to wait, found one more")
+        frames.append((frame, time.perf_counter()))
+
+    def step(self) -> list[tuple[int, Event | Exception]]:
+        """One forward for all streams that want one.
+
+        Returns:
+            The turns that ended with it: place and event. A stream that cannot go on gives its error instead, and is
+            closed.
+        """
+        ended: list[tuple[int, Event | Exception]] = []
+        for number, place in list(self._places.items()):
+            if place.turn is None and place.frames:
+                frame, place.since = place.frames.popleft()
+                place.turn = place.stream.see(frame)
+                self._go_on(number, place, None, ended)
+        wishes = {number: place.wish for number, place in self._places.items() if place.wish is not None}
+        for number, done in (self.batch.do(wishes) if wishes else {}).items():
+            self._go_on(number, self._places[number], done, ended)
+        return ended
+
+    def run(self) -> Iterator[tuple[int, Event | Exception]]:
+        """Steps until nothing waits; see `step`."""
+        while self.busy:
+            yield from self.step()
+
+    def _go_on(self, number: int, place: _Place, done: object, ended: list[tuple[int, Event | Exception]]) -> None:
+        """Sends a turn what came of its wish, up to its next one or its end."""
+        assert place.turn is not None
+        try:
+            place.wish = place.turn.send(done)
+        except StopIteration as end:
+            place.turn = place.wish = None
+            ended.append((number, dataclasses.replace(end.value, latency=time.perf_counter() - place.since)))
+        except (CacheFullError, ValueError) as error:
+            del self._places[number]
+            ended.append((number, error))
