@@ -196,7 +196,7 @@ def test_a_session_feeds_the_rendering_of_the_dialogue_it_held():
         event = watched.see(frame)
         assert event.state == ("response" if state else "silence") and (event.text is None) == (state == SILENCE)
         turns.append((Turn(frame.time, frame.time + 1, query), state))
-    live = watched.fed + watched._pending
+    live = watched.fed + watched.stream._pending
     rendered = list(model.protocol.prefix)
     for turn, state in turns:
         rendered += model.protocol.open_turn(turn)

@@ -1,8 +1,8 @@
 """What a session remembers of a long stream: at every frame its decision is that of a fresh prompt of what is kept."""
 
-import copy
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,51 +10,22 @@ import numpy as np
 import pytest
 from test_live import PUBLISHED as LIVE_CONFIG
 from test_live import TEXTS as LIVE_TEXTS
-from test_session import frames, make_model
+from test_session import Watcher, frames, make_model
 
 from jstream.config import ConfigError, ModelConfig, ProtocolConfig, QwenVisionConfig
 from jstream.model import Model
+from jstream.models.cache import EMPTY
 from jstream.models.rope import rope_positions
 from jstream.models.video_lm import init_params, run, stack_frames
 from jstream.protocols import make_protocol, make_tokenizer
 from jstream.protocols.live import Live
 from jstream.protocols.protocol import RESPONSE, SILENCE, STANDBY, Turn
 from jstream.protocols.streamo import Streamo
-from jstream.streaming.memory import KeptTurn, Memory, parse_memory, read_again, standing
+from jstream.streaming.memory import EXPECTED, KeptTurn, Memory, parse_memory, read_again, standing
 from jstream.streaming.session import Session
 
 NUM_FRAMES = 28
 ASKED = {2: "Narrate what happens.", 13: "What is it?"}
-
-
-class Watcher(Session):
-    """A session that is told what to decide and remembers what happened."""
-
-    def __init__(self, *args, script=None, **kwargs):
-        self.calls: list[str] = []
-        super().__init__(*args, **kwargs)
-        if script is not None:
-            self.protocol = copy.copy(self.protocol)
-            decisions = iter(script)
-            self.protocol.decide = lambda *_, **__: next(decisions)
-        self.replies: list[list[int]] = []
-
-    def _reply(self, opening):
-        reply = super()._reply(opening)
-        self.replies[-1] = reply
-        return reply
-
-    def _compile(self):
-        super()._compile()
-        told = lambda kind, program: lambda *arguments: (self.calls.append(kind), program(*arguments))[1]
-        self._programs = {key: told(key[0], program) for key, program in self._programs.items()}
-
-    def watch(self, seen, asked=ASKED):
-        for index, frame in enumerate(seen):
-            if index in asked:
-                self.ask(asked[index])
-            self.replies.append([])
-            yield self.see(frame)
 
 
 def script_of(count: int) -> list[int]:
@@ -91,10 +62,10 @@ def pictures(model: Model, count: int = NUM_FRAMES):
 # ----------------------------------------------------------------------------------------- the reference, written anew
 
 
-def prompt_of(protocol, first, now, words, asked, script, replies) -> list[int]:
-    """Frames `first` to `now` as a text of their own, up to the decision at `now`."""
+def prompt_of(protocol, first, now, words, asked, script, replies, since=None) -> list[int]:
+    """Frames `first` to `now` as a text of their own, up to the decision at `now`; read anew last at `since`."""
     tokens = list(protocol.prefix)
-    again = "\n".join(asked[at] for at in sorted(asked) if at <= now) or None
+    again = "\n".join(asked[at] for at in sorted(asked) if at <= (now if since is None else since)) or None
     for index in range(first, now + 1):
         query = asked.get(index) if words else None
         if index == first and (first > 0 or not words):
@@ -156,6 +127,8 @@ def scores_of(model: Model, tokens: list[int], frame_tokens: jax.Array, length: 
         ("qwen", "reprefill:5"),
         ("qwen", "last_frames:4"),
         ("live", "reprefill:5"),
+        ("siglip", "hop:7:2"),
+        ("qwen", "hop:6"),
     ],
 )
 def test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory):
@@ -164,12 +137,16 @@ def test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory):
         script = [RESPONSE if index in ASKED or state == RESPONSE else SILENCE for index, state in enumerate(script)]
     seen = pictures(model)
     watched = Watcher(model, memory, max_new_tokens=5, script=script)
-    got = [list(event.probs.values()) for event in watched.watch(seen)]
+    got = [list(event.probs.values()) for event in watched.watch(seen, ASKED)]
     assert sum(map(bool, watched.replies)) >= 5 and NUM_FRAMES - policy.turns >= 20  # of them dropped
     tokens, want = all_frame_tokens(model, seen), []
+    first, since = 0, 0
     for now in range(NUM_FRAMES):
-        first = max(0, now + 1 - policy.turns)
-        prompt = prompt_of(model.protocol, first, now, policy.words, ASKED, script, watched.replies)
+        if now - first == policy.turns:
+            first, since = first + policy.drops, now
+        if not policy.words:
+            since = now
+        prompt = prompt_of(model.protocol, first, now, policy.words, ASKED, script, watched.replies, since)
         want.append(scores_of(model, prompt, tokens[first : now + 1]))
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert np.ptp(want, axis=0).max() > 1e-3  # and they differ from frame to frame
@@ -182,8 +159,8 @@ def test_a_window_is_append_bit_for_bit_until_it_is_full(name):
     assert RESPONSE in script[:7]
     settings = dict(capacity=1024, max_new_tokens=5, script=script)
     facts = lambda event: dataclasses.replace(event, latency=0)
-    plain = list(map(facts, Watcher(model, **settings).watch(seen)))
-    window = list(map(facts, Watcher(model, "reprefill:8", **settings).watch(seen)))
+    plain = list(map(facts, Watcher(model, **settings).watch(seen, ASKED)))
+    window = list(map(facts, Watcher(model, "reprefill:8", **settings).watch(seen, ASKED)))
     assert window[:8] == plain[:8]
     assert window[8].probs != plain[8].probs
 
@@ -194,7 +171,7 @@ def test_a_full_window_costs_its_turns_and_one_vision_tower():
     for _ in watched.watch(pictures(watched.model, 5), asked={}):
         costs.append([kind for kind in watched.calls if kind != "text"])  # a long system prompt goes ahead once
         watched.calls.clear()
-    assert costs == [["embed", "turn"]] * 3 + [["embed", "turn", "turn", "turn"]] * 2
+    assert costs == [["look", "turn"]] * 3 + [["look", "turn", "turn", "turn"]] * 2
 
 
 @pytest.mark.parametrize("memory", ["reprefill:4", "last_frames:3"])
@@ -212,61 +189,62 @@ def test_nothing_is_compiled_after_the_first_frame_and_nothing_piles_up(memory):
     arrays = []
     for _ in watched.watch(pictures(watched.model, 24), asked):
         arrays.append(len(jax.live_arrays()))
-        assert len(watched._kept) <= watched.memory.turns
+        assert len(watched.stream._kept) <= watched.memory.turns
     watched.reset()
     listening[0] = False
     assert not compiled
     assert max(arrays[6:]) == max(arrays[12:])
-    assert watched._kept == [] and watched._heard == []
+    assert watched.stream._kept == [] and watched.stream._heard == []
 
 
 def test_the_cache_is_rewound_in_place():
-    watched = Watcher(model_of("siglip"), "last_frames:3", script=[SILENCE] * 4)
-    list(watched.watch(pictures(watched.model, 3)))
-    before = watched._state.cache
+    watched = Watcher(model_of("siglip"), "last_frames:3", script=[SILENCE] * 5)
+    seen = pictures(watched.model, 5)
+    list(watched.watch(seen[:4], ASKED))
+    before = watched.batch.cache
     where = [x.unsafe_buffer_pointer() for x in before.keys + before.values]
-    watched._rewind(5)
-    cache = watched._state.cache
+    watched.see(seen[4])
+    cache, used = watched.batch.cache, watched.stream.places.position
     assert [x.unsafe_buffer_pointer() for x in cache.keys + cache.values] == where
     assert all(x.is_deleted() for x in before.keys)
     positions = np.asarray(cache.positions[0])
-    np.testing.assert_array_equal(positions[:5], np.arange(5))
-    assert (positions[5:] == -1).all() and int(cache.length) == 5
+    np.testing.assert_array_equal(positions[:used], np.arange(used))
+    assert (positions[used:] == EMPTY).all()
 
 
 def test_turns_that_say_too_much_go_early_and_the_cache_never_fills():
     model, script = model_of("siglip"), [RESPONSE] * NUM_FRAMES
     with pytest.raises(ConfigError) as error:
-        Session(model, "reprefill:6", capacity=256, max_new_tokens=30)
+        Session(model, "reprefill:6", capacity=100, max_new_tokens=30)
     least = int(str(error.value).split("capacity of ")[1].split()[0])
     watched = Watcher(model, "reprefill:6", capacity=least, max_new_tokens=30, script=script)
     seen = pictures(model)
     tokens, kept = all_frame_tokens(model, seen), []
-    for now, event in enumerate(watched.watch(seen)):
-        assert int(watched._state.cache.length) == watched._length <= least
-        kept.append(len(watched._kept))
+    for now, event in enumerate(watched.watch(seen, ASKED)):
+        assert watched.stream.places.position <= least
+        kept.append(len(watched.stream._kept))
         first = now + 1 - kept[-1]
         prompt = prompt_of(model.protocol, first, now, True, ASKED, script, watched.replies)
         want = scores_of(model, prompt, tokens[first : now + 1])
         np.testing.assert_allclose(list(event.probs.values()), want, atol=1e-5)
     assert min(kept[6:]) < 6
-    ended = watched.protocol.end_id
+    ended = watched.model.protocol.end_id
     assert all(len(reply) == 30 or ended not in reply for reply in watched.replies)
 
 
 def test_a_question_that_fits_into_no_window_is_refused():
-    watched = Watcher(model_of("siglip"), "last_frames:2", capacity=512, script=[SILENCE] * 3)
+    watched = Watcher(model_of("siglip"), "last_frames:2", capacity=384, script=[SILENCE] * 3)
     seen = pictures(watched.model, 3)
     list(watched.watch(seen[:2], asked={}))
     with pytest.raises(ValueError, match="a question: expected at most"):
         watched.ask("é?" * 500)
     longest = "é?" * 40
-    assert 100 < watched._tokens_in(longest) <= watched._room
+    assert 100 < watched.stream._tokens_in(longest) <= watched.stream._room
     for _ in range(3):  # together they do not fit: the oldest are forgotten
         longest += "!"
         watched.ask(longest)
     assert watched.see(seen[2]).state == "silence"
-    assert 1 <= len(watched._heard) < 3 and watched._heard[-1] == longest
+    assert 1 <= len(watched.stream._heard) < 3 and watched.stream._heard[-1] == longest
 
 
 def spell(protocol, chunks) -> str:
@@ -329,13 +307,19 @@ def test_questions_stand_each_once_and_the_oldest_are_forgotten():
 def test_policies_have_the_windows_of_their_publications():
     assert parse_memory("append") == Memory(None)
     assert parse_memory("reprefill") == Memory(300) and parse_memory("reprefill:120") == Memory(120)
+    assert parse_memory("hop:8") == Memory(8, drops=4) and parse_memory("hop:300:20") == Memory(300, drops=20)
+    assert parse_memory("sinks:9") == Memory(9, ring=True, sinks=True) and parse_memory("window") == Memory(
+        120, ring=True
+    )
+    with pytest.raises(ConfigError, match="at most 4 turns to be dropped at once, found 5"):
+        parse_memory("hop:4:5")
     assert parse_memory("last_frames") == parse_memory("last_frames:4") == Memory(4, words=False)
 
 
 @pytest.mark.parametrize(
     "text", ["", "forever", "append:3", "reprefill:0", "reprefill:-1", "reprefill:", "reprefill:1.5", "Reprefill",
-             "last_frames:four", "last_frames: 4", "reprefill:4\n", "reprefill:١"],
+             "last_frames:four", "last_frames: 4", "reprefill:4\n", "reprefill:١", "sinks:4:2", "hop:4:", "hop:4:0"],
 )  # fmt: skip
 def test_an_unknown_policy_is_one_line(text):
-    with pytest.raises(ConfigError, match=r"^memory: expected append, reprefill\[:TURNS\] or last_frames\[:N\], found"):
+    with pytest.raises(ConfigError, match=rf"^memory: expected {re.escape(EXPECTED)}, found"):
         parse_memory(text)

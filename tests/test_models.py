@@ -12,7 +12,7 @@ import pytest
 from jstream.config import DecoderConfig, ModelConfig, SiglipConfig
 from jstream.models import rope
 from jstream.models.attention import attend, attend_causal, position_mask
-from jstream.models.cache import EMPTY, CacheFullError, advance, empty_cache, require_room
+from jstream.models.cache import EMPTY, CacheFullError, View, empty_cache, require_room
 from jstream.models.layers import MLP, RMSNorm, SwiGLU
 from jstream.models.siglip import Siglip, pooling_matrix
 from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
@@ -91,10 +91,16 @@ def embed(params, images, tokens, is_frame, *, config):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def forward(params, embeds, positions, rope_positions, segments=None, cache=None, *, config):
+def forward(params, embeds, positions, rope_positions, segments=None, cache=None, view=None, *, config):
     run = functools.partial(VideoLM(config).apply, {"params": params})
-    hidden, cache = run(embeds, positions, rope_positions, segments, cache, method="hidden")
+    hidden, cache = run(embeds, positions, rope_positions, segments, cache, view, method="hidden")
     return run(hidden, method="logits"), cache
+
+
+def at(*places):
+    """The view of streams that have so many tokens, one behind the other from the first slot on."""
+    places = jnp.asarray(places, jnp.int32)
+    return View(places, places, jnp.zeros_like(places))
 
 
 def whole_forward(params, config, stream):
@@ -119,7 +125,7 @@ def test_streaming_equals_one_full_forward(config):
     embeds, expected = whole_forward(params, config, stream)
     v, multimodal = config.vision, bool(config.decoder.mrope_section)
     length = 24  # one padded chunk length: nothing compiles twice
-    cache = empty_cache(config.decoder, batch=1, capacity=len(stream.tokens) + length)
+    cache = empty_cache(config.decoder, batch=1, slots=len(stream.tokens) + length)
     got, used, place, frames_seen = [], 0, 0, 0
     for chunk in stream.chunks:
         is_frame = stream.is_frame[chunk]
@@ -134,10 +140,9 @@ def test_streaming_equals_one_full_forward(config):
         live = embed(params, images, tokens, is_frame, config=config)
         np.testing.assert_allclose(live[:, :new], embeds[:, chunk], atol=1e-4)
         positions = padded(np.arange(used, used + new, dtype=np.int32)[None], length, EMPTY, 1)
-        require_room(used, length, cache.capacity)
+        require_room(used, length, cache.slots)
         rope_positions = padded(rope_positions, length, 0, 1)[:, None]
-        logits, cache = forward(params, live, positions, rope_positions, None, cache, config=config)
-        cache = advance(cache, jnp.int32(new))
+        logits, cache = forward(params, live, positions, rope_positions, None, cache, at(used), config=config)
         got.append(logits[:, :new])
         used += new
         assert int(cache.length) == used and int((cache.positions != EMPTY).sum()) == used
@@ -201,17 +206,16 @@ def test_a_full_cache_is_an_error_not_an_overwrite():
         require_room(10, 7, 16)
     params, cache = loud_params(PLAIN), empty_cache(PLAIN.decoder, 1, 8)
     embeds, positions = jnp.ones((1, 8, 32)), jnp.arange(8, dtype=jnp.int32)[None]
-    _, cache = forward(params, embeds, positions, jnp.broadcast_to(positions, (3, 1, 8)), None, cache, config=PLAIN)
-    cache = advance(cache, jnp.int32(8))
-    before = jax.tree.map(np.array, cache)
+    rope_positions = jnp.broadcast_to(positions, (3, 1, 8))
+    _, cache = forward(params, embeds, positions, rope_positions, None, cache, at(0), config=PLAIN)
+    np.testing.assert_array_equal(cache.positions[0], np.arange(8))
     with pytest.raises(CacheFullError):
-        require_room(int(cache.length), 1, cache.capacity)
-    jax.tree.map(np.testing.assert_array_equal, cache, before)
+        require_room(8, 1, cache.slots)
 
 
 def test_an_empty_cache_has_the_shapes_of_its_decoder():
-    cache = empty_cache(PLAIN.decoder, batch=2, capacity=10, dtype=jnp.bfloat16)
-    assert len(cache.keys) == len(cache.values) == 3 and cache.capacity == 10 and int(cache.length) == 0
+    cache = empty_cache(PLAIN.decoder, batch=2, slots=10, dtype=jnp.bfloat16)
+    assert len(cache.keys) == len(cache.values) == 3 and cache.slots == 10
     assert {(x.shape, x.dtype) for x in (*cache.keys, *cache.values)} == {((2, 10, 2, 16), jnp.dtype(jnp.bfloat16))}
     assert (cache.positions == EMPTY).all()
 
@@ -225,9 +229,9 @@ def test_a_step_takes_the_cache_over_and_is_traced_once():
         positions = jnp.where(jnp.arange(length) < tokens, start + jnp.arange(length), EMPTY)[None]
         run = functools.partial(VideoLM(PLAIN).apply, {"params": params})
         hidden, cache = run(
-            embeds, positions, jnp.broadcast_to(positions, (3, 1, length)), None, cache, method="hidden"
+            embeds, positions, jnp.broadcast_to(positions, (3, 1, length)), None, cache, at(start), method="hidden"
         )
-        return advance(cache, tokens), run(hidden, method="logits")
+        return cache, run(hidden, method="logits")
 
     cache = empty_cache(PLAIN.decoder, 1, 256)
     arguments = (jnp.ones((1, length, 32)), jnp.int32(0), jnp.int32(3))
@@ -240,7 +244,7 @@ def test_a_step_takes_the_cache_over_and_is_traced_once():
         cache, _ = step(cache, params, arguments[0], jnp.int32(used), jnp.int32(tokens))
         assert all(x.is_deleted() for x in jax.tree.leaves(old))
         used += tokens
-    assert int(cache.length) == used and len(traces) == 1
+    assert len(traces) == 1
     kept = np.array(cache.positions[0])
     np.testing.assert_array_equal(kept[:used], np.arange(used))
     assert (kept[used:] == EMPTY).all()

@@ -74,7 +74,7 @@ def test_a_session_on_a_mesh_sees_and_says_the_same(memory):
         spoken += one.text is not None
     assert 0 < spoken < 10
     assert compile_step.cache_info().misses == compiled
-    cache = sessions[1]._state.cache
+    cache = sessions[1].batch.cache
     assert {len(array.sharding.device_set) for array in cache.keys} == {2}
     assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape)[2] == 1  # one of the two heads
 
@@ -86,7 +86,7 @@ def test_in_bfloat16_the_cache_is_too_and_the_numbers_stay_close():
         dtype: jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), milder) for dtype in (jnp.float32, jnp.bfloat16)
     }
     sessions = [Session(dataclasses.replace(model, params=params), capacity=512) for params in kinds.values()]
-    assert [session._state.cache.keys[0].dtype for session in sessions] == [jnp.float32, jnp.bfloat16]
+    assert [session.batch.cache.keys[0].dtype for session in sessions] == [jnp.float32, jnp.bfloat16]
     for frame in frames(6):
         one, two = ([*session.see(frame).probs.values()] for session in sessions)
         np.testing.assert_allclose(one, two, atol=0.05)

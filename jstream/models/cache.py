@@ -47,8 +47,8 @@ class View:
     """Where the T new tokens of a step go, and what they see, for each of B streams.
 
     Attributes:
-        start: int32 [B]: the slot of the first one. The T slots from there on hold nothing that is still needed, padding
-            included.
+        start: int32 [B]: the slot of the first one. The T slots from there on, padding included, hold nothing that is
+            still needed.
         position: int32 [B]: its index in the stream. What stood there or behind is forgotten, so that a stream goes
             back by saying so.
         oldest: int32 [B]: what stands before is forgotten as well, but for the sinks.
@@ -103,9 +103,7 @@ def write_positions(cache: Cache, view: View, positions_BT: jax.Array) -> Cache:
     """Forgets what the view says, and marks the slots of the T new tokens with their positions (EMPTY for padding)."""
     known = cache.positions
     stays = (known < view.position[:, None]) & ((known >= view.oldest[:, None]) | (known < view.sinks))
-    return dataclasses.replace(
-        cache, positions=_update(jnp.where(stays, known, EMPTY), positions_BT, view.start)
-    )
+    return dataclasses.replace(cache, positions=_update(jnp.where(stays, known, EMPTY), positions_BT, view.start))
 
 
 def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array) -> Cache:

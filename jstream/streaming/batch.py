@@ -109,11 +109,12 @@ class Batch:
     def _inputs(self, chunks: Mapping[int, Chunk], tokens: int) -> Inputs:
         """Chunks laid out for the device; places without one write padding behind all that anyone reads."""
         batch = self.streams
-        whole = lambda *shape: np.zeros(shape, np.int32)
+        zeros = lambda *shape: np.zeros(shape, np.int32)
+        every = lambda value: np.full(batch, value, np.int32)
+        start, position = every(self.lengths.capacity), every(np.iinfo(np.int32).max)
         inputs = Inputs(
-            whole(batch, tokens), whole(batch), whole(3, batch, tokens), np.full(batch, self.lengths.capacity, np.int32),
-            np.full(batch, np.iinfo(np.int32).max, np.int32), whole(batch), whole(batch), np.zeros(batch, np.float32),
-            whole(batch),
+            zeros(batch, tokens), zeros(batch), zeros(3, batch, tokens), start, position, zeros(batch), zeros(batch),
+            np.zeros(batch, np.float32), zeros(batch),
         )  # fmt: skip
         for place, chunk in chunks.items():
             count = len(chunk.tokens)

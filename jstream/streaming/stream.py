@@ -163,9 +163,7 @@ class Stream:
         self._last_image: np.ndarray | None = None
         self._room = mem.MAX_STANDING
         if self._memory.turns is not None:
-            self._room = mem.question_room(
-                self._memory, self.protocol, settings.max_new_tokens, lengths.capacity
-            )
+            self._room = mem.question_room(self._memory, self.protocol, settings.max_new_tokens, lengths.capacity)
 
     def ask(self, text: str) -> None:
         """As `Session.ask`."""
@@ -212,9 +210,7 @@ class Stream:
 
     # ------------------------------------------------------------------------------------------------------ one turn
 
-    def _see_next(
-        self, turn: Turn, asked: list[str], clip: np.ndarray
-    ) -> Generator[Wish, Any, tuple[Turn, Result]]:
+    def _see_next(self, turn: Turn, asked: list[str], clip: np.ndarray) -> Generator[Wish, Any, tuple[Turn, Result]]:
         """A turn that only adds to what is in the cache; also as it was said, with what is asked again."""
         places = self.places
         if self._memory.ring and places.gap > mem.REBASE_AT:
@@ -286,9 +282,7 @@ class Stream:
             tokens = tokens[size:]
         return (yield self._chunk(tokens, clip, frame_tokens))
 
-    def _chunk(
-        self, tokens: list[int], clip: np.ndarray | None = None, frame_tokens: jax.Array | None = None
-    ) -> Chunk:
+    def _chunk(self, tokens: list[int], clip: np.ndarray | None = None, frame_tokens: jax.Array | None = None) -> Chunk:
         """Lays tokens behind the others, and counts them as fed."""
         places = self.places
         position = places.position
@@ -302,5 +296,3 @@ class Stream:
 
     def _tokens_in(self, query: str) -> int:
         return len(self.protocol.tokenizer.encode(f"{query}\n"))
-
-

@@ -13,7 +13,7 @@ from jstream.config import QwenVisionConfig, TrainConfig
 from jstream.protocols.live import SilenceScores
 from jstream.protocols.streamo import StateScores
 from jstream.sharding import make_mesh
-from jstream.streaming.step import compile_step
+from jstream.streaming.step import Language, Shape, compile_step
 from tests.published_configs import published
 
 CAPACITY = 8192
@@ -58,7 +58,8 @@ def test_a_turn_fits(name, size, accelerator, tensor):
     if isinstance(model.vision, QwenVisionConfig):  # a stream of 16:9
         model = dataclasses.replace(model, vision=model.vision.for_frames(720, 1280))
     mesh = make_mesh(tensor=tensor, devices=devices)
-    compiled = compile_step("frame", model, scores, 5, (), CAPACITY, length, jax.numpy.dtype("bfloat16"), mesh)
+    language, shape = Language(scores, 5, ()), Shape(1, CAPACITY, length)
+    compiled = compile_step("frame", model, language, shape, jax.numpy.dtype("bfloat16"), mesh)
     found = compiled.memory_analysis()
     held = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
     held -= found.alias_size_in_bytes
@@ -81,7 +82,8 @@ def test_a_word_of_a_reply_fits(accelerator, tensor):
     devices, memory = abstract_devices(SLICES.get(accelerator, accelerator))
     model = published("videollm_online").model
     mesh = make_mesh(tensor=tensor, devices=devices)
-    compiled = compile_step("text", model, SilenceScores(11), 5, (), CAPACITY, 1, jax.numpy.dtype("bfloat16"), mesh)
+    language, shape = Language(SilenceScores(11), 5, ()), Shape(1, CAPACITY, 1)
+    compiled = compile_step("text", model, language, shape, jax.numpy.dtype("bfloat16"), mesh)
     found = compiled.memory_analysis()
     assert found.alias_size_in_bytes >= cache_bytes(model, tensor)
     assert found.argument_size_in_bytes + found.temp_size_in_bytes < 0.95 * memory

@@ -13,7 +13,7 @@ from einops import rearrange
 
 from jstream.config import LoraConfig
 from jstream.models import rope
-from jstream.models.cache import advance, empty_cache
+from jstream.models.cache import View, empty_cache
 from jstream.models.decoder import DecoderLayer
 from jstream.models.video_lm import VideoLM, run
 from jstream.training.lora import init_adapters
@@ -224,8 +224,10 @@ def test_greedy_replies_are_those_of_transformers(pair):
 
     @jax.jit
     def step(embeds, positions, rope_positions, cache):
-        hidden, cache = run(config, params, embeds, positions, rope_positions, None, cache, method="hidden")
-        return run(config, params, hidden[:, -1], method="logits"), advance(cache, embeds.shape[1])
+        start = positions[:, 0]
+        view = View(start, start, jax.numpy.zeros_like(start))
+        hidden, cache = run(config, params, embeds, positions, rope_positions, None, cache, view, method="hidden")
+        return run(config, params, hidden[:, -1], method="logits"), cache
 
     rope_positions, place = positions_of(talk)
     used = len(talk.tokens)

@@ -127,13 +127,13 @@ class Watched(Session):
 
     fed: list[int]
 
-    def reset(self):
+    def _begin(self):
         self.fed = []
-        super().reset()
+        super()._begin()
 
-    def _chunk_arguments(self, chunk, bucket):
-        self.fed += chunk
-        return super()._chunk_arguments(chunk, bucket)
+    def _do(self, wish):
+        self.fed += wish.tokens
+        return super()._do(wish)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,176 @@
+"""Many streams in one batch: each is what it would be alone, whoever comes and goes beside it."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_memory import model_of, pictures
+from test_session import frames, make_model
+
+from jstream.config import ConfigError
+from jstream.models.cache import CacheFullError
+from jstream.protocols.protocol import RESPONSE, SILENCE
+from jstream.streaming import step as steps
+from jstream.streaming.engine import Engine, EngineFullError
+from jstream.streaming.session import Session
+from jstream.streaming.stream import Chunk
+
+
+def views(seed, count, model):
+    """Frames of one stream, unlike those of another."""
+    size = model.config.vision.frame_size
+    rng = np.random.default_rng(seed)
+    return [dataclasses.replace(f, image=rng.integers(0, 256, (*size, 3), np.uint8)) for f in frames(count)]
+
+
+def decide(stream, script):
+    """Has a stream decide as it is told."""
+    decisions = iter(script)
+    stream.protocol = copy.copy(stream.protocol)
+    stream.protocol.decide = lambda *_, **__: next(decisions)
+
+
+def same(one, other):
+    assert (one.time, one.state, one.text, one.start) == (other.time, other.state, other.text, other.start)
+    np.testing.assert_allclose([*one.probs.values()], [*other.probs.values()], atol=2e-5)
+
+
+LENGTHS = (9, 14, 5, 12, 7)  # frames of the streams
+QUESTIONS = (
+    {0: "Narrate what happens."},
+    {3: "What is it?"},
+    {},
+    {0: "What is it?", 7: "Narrate what happens."},
+    {2: "?"},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("siglip", "append"), ("qwen", "append"), ("live", "append"), ("siglip", "sinks:4"), ("siglip", "reprefill:4")],
+)
+def test_every_stream_is_what_it_would_be_alone(name, memory):
+    """Five streams on three places, that come and go at different times."""
+    model = model_of(name)
+    settings = dict(capacity=2048 if memory == "append" else None, max_new_tokens=4, threshold=0.35)
+    engine, session = Engine(model, 3, memory, **settings), Session(model, memory, **settings)
+    compiled = steps.compile_step.cache_info().misses
+    waiting, streams, events = list(range(5)), {}, {number: [] for number in range(5)}
+    left = {number: views(number, LENGTHS[number], model) for number in range(5)}
+    while waiting or streams:
+        while waiting and len(streams) < 3:
+            streams[engine.open()] = waiting.pop(0)
+        for place, number in list(streams.items()):
+            if not left[number]:
+                engine.close(place)
+                del streams[place]
+                continue
+            question = QUESTIONS[number].get(LENGTHS[number] - len(left[number]))
+            if question:
+                engine.ask(place, question)
+            engine.see(place, left[number].pop(0))
+        for place, event in engine.run():
+            events[streams[place]].append(event)
+    assert steps.compile_step.cache_info().misses == compiled  # nobody waited for a compiler
+    spoken = 0
+    for number in range(5):
+        session.reset()
+        for index, frame in enumerate(views(number, LENGTHS[number], model)):
+            if index in QUESTIONS[number]:
+                session.ask(QUESTIONS[number][index])
+            event = session.see(frame)
+            same(events[number][index], event)
+            spoken += event.text is not None
+        assert len(events[number]) == LENGTHS[number]
+    assert 0 < spoken < sum(LENGTHS)
+
+
+def test_a_word_and_a_frame_share_a_forward():
+    engine = Engine(make_model(), 2, capacity=512, max_new_tokens=6)
+    talker, watcher = engine.open(), engine.open()
+    decide(engine._places[talker].stream, [RESPONSE] * 2)
+    decide(engine._places[watcher].stream, [SILENCE] * 9)
+    done, fed = engine.batch.do, []
+    engine.batch.do = lambda wishes: (fed.append({p: len(w.tokens) for p, w in wishes.items()}), done(wishes))[1]
+    for frame in frames(7):
+        engine.see(watcher, frame)
+    engine.see(talker, frames(1)[0])
+    ended = list(engine.run())
+    assert [place for place, _ in ended].count(watcher) == 7 and len(ended) == 8
+    shared = [wishes for wishes in fed if len(wishes) == 2]
+    assert len(shared) >= 3 and any(wishes[talker] == 1 < wishes[watcher] for wishes in shared)
+
+
+def test_one_that_fails_ends_alone():
+    model = make_model()
+    engine = Engine(model, 3, capacity=200, max_new_tokens=4)
+    places = [engine.open() for _ in range(3)]
+    decide(engine._places[places[1]].stream, [RESPONSE] * 99)  # it talks until its cache is full
+    for place in (0, 2):
+        decide(engine._places[place].stream, [SILENCE] * 99)
+    session = Session(model, capacity=200)
+    decide(session.stream, [SILENCE] * 99)
+    failed, others = None, []
+    for frame in frames(12):
+        for place in engine.places:
+            engine.see(place, frame)
+        for place, event in engine.run():
+            if isinstance(event, Exception):
+                failed = place, event
+            elif place == 0:
+                others.append(event)
+    assert failed is not None and failed[0] == 1 and isinstance(failed[1], CacheFullError)
+    assert engine.places == (0, 2)
+    for event, frame in zip(others, frames(12), strict=True):
+        same(event, session.see(frame))
+    assert engine.open() == 1  # its place is free again
+
+
+def test_what_is_asked_while_a_turn_is_under_way_is_heard_with_the_next_frame():
+    engine = Engine(make_model(), 1, capacity=512, max_new_tokens=6)
+    place = engine.open()
+    decide(engine._places[place].stream, [RESPONSE, SILENCE])
+    done, fed = engine.batch.do, []
+    engine.batch.do = lambda wishes: (fed.append(wishes[place]), done(wishes))[1]
+    engine.ask(place, "Narrate what happens.")
+    for frame in frames(2):
+        engine.see(place, frame)
+    engine.step()
+    engine.ask(place, "What is it?")
+    assert len(list(engine.run())) == 2
+    stream = engine.model.protocol.tokenizer
+    texts = [stream._inner.decode(c.tokens) for c in fed if isinstance(c, Chunk) and c.clip is not None]
+    assert ["Narrate" in text for text in texts] == [True, False] and ["What is it" in t for t in texts] == [
+        False,
+        True,
+    ]
+
+
+def test_places_and_queues_have_an_end():
+    engine = Engine(make_model(), 1, capacity=512, max_queued=2)
+    place = engine.open()
+    with pytest.raises(EngineFullError, match="has 1 places and all are taken"):
+        engine.open()
+    for frame in frames(2):
+        engine.see(place, frame)
+    with pytest.raises(EngineFullError, match="at most 2 frames to wait"):
+        engine.see(place, frames(1)[0])
+    assert engine.busy
+    engine.close(place)
+    assert not engine.busy and list(engine.run()) == []
+    with pytest.raises(ConfigError, match="at least one place"):
+        Engine(make_model(), 0)
+
+
+def test_the_cache_of_all_streams_is_donated():
+    engine = Engine(make_model(), 4, capacity=512)
+    size = sum(x.nbytes for x in jax.tree.leaves(engine.batch.cache))
+    assert all(p.memory_analysis().alias_size_in_bytes >= size for p in engine.batch.programs.values())
+    where = [x.unsafe_buffer_pointer() for x in engine.batch.cache.keys]
+    place = engine.open()
+    for frame in pictures(engine.model, 3):
+        engine.see(place, frame)
+    list(engine.run())
+    assert [x.unsafe_buffer_pointer() for x in engine.batch.cache.keys] == where
