@@ -14,6 +14,10 @@ Training starts from the base models, with a connector of its own and adapters t
 
     python -m jstream.train --config=configs/videollm_online.py --workdir=runs/live --config.dialogues=chats.jsonl
 
+As its tower is frozen, what it makes of the videos can be computed once, which is how it was trained:
+`python -m jstream.features --config=configs/videollm_online.py --annotations=chats.jsonl --out=FOLDER`, and then
+--config.dialogues=FOLDER.
+
 Recipe: `scripts/ego4d/live1+.sh` of its repository: 2 fps, up to 1200 frames, two passes, 64 samples a step, 2e-4 with
 a cosine; samples are packed, 32 rows hold about as many.
 

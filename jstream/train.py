@@ -10,14 +10,12 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from jstream import command
 from jstream.config import ConfigError, TrainConfig, to_dict
@@ -31,13 +29,14 @@ from jstream.protocols.protocol import StreamProtocol
 from jstream.protocols.tokenizer import Tokenizer
 from jstream.sharding import training_mesh
 from jstream.training import lora
+from jstream.training.features import check_stored_features
 from jstream.training.loop import Loop, check_rows, place_state
 from jstream.training.step import model_params
 from jstream.training.validation import validation_stage
 from jstream.weights.checkpoint import save_model
 from jstream.weights.hf import flat, unflat
 from jstream.weights.peft import write_adapter
-from jstream.weights.published import load_base, load_of_config
+from jstream.weights.published import starting_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run that is there goes on.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; see docs/training.md.")
@@ -162,32 +161,6 @@ def resolve_epochs(config: TrainConfig, rows: Sequence[Any]) -> TrainConfig:
     return replace(config, stages=tuple(stages))
 
 
-def starting_model(config: TrainConfig, mesh: Mesh) -> Model | None:
-    """The model that training starts from: the base models of an adapter where the config names them, else its
-    checkpoint, else none.
-
-    Raises:
-        ConfigError: it is of another shape than the config's.
-    """
-    weights = config.weights
-    if not weights.checkpoint and not weights.llm:
-        return None
-    dtype = jnp.dtype(config.compute_dtype if config.lora.rank else config.param_dtype)  # adapters: nothing else is big
-    if weights.llm and weights.vision:
-        model = load_base(weights.llm, weights.vision, config.protocol, dtype, mesh)
-    else:
-        model = load_of_config(config, dtype=dtype, mesh=mesh)
-    for part in ("vision", "decoder"):
-        for field in fields(getattr(model.config, part)):
-            have, want = (getattr(getattr(c, part), field.name) for c in (model.config, config.model))
-            if have != want and not field.name.startswith("frame_"):
-                raise ConfigError(
-                    f"model.{part}.{field.name}: expected that of the weights, {have}, found {want}; "
-                    f"set --config.model.{part}.{field.name}"
-                )
-    return model
-
-
 def given_params(model: Model, fresh: Sequence[str]) -> dict[str, jax.Array]:
     """The params that training takes over from a model.
 
@@ -223,6 +196,7 @@ def main() -> None:
 
     # ------------------------------------------------------------------------------------------- protocol and rows
     given = starting_model(config, mesh)
+    check_stored_features(config, None if given is None else given.params)
     tokenizer_path = workdir / "tokenizer.json"
     if first and not tokenizer_path.exists():
         if given is not None:
@@ -248,10 +222,11 @@ def main() -> None:
         state = loop.run()
         trained = model_params({**state.trained, **frozen})
         if config.lora.rank:
-            base = config.weights.llm or config.weights.checkpoint
-            write_adapter(workdir / "adapter", config.model, state.trained, config.lora, base)
             trained = lora.merge(trained, state.trained, config.lora)
         save_model(workdir / "model", config.model, protocol.config, protocol.tokenizer, unflat(trained))
+        if config.lora.rank:
+            base = config.weights.llm or config.weights.checkpoint
+            write_adapter(workdir / "adapter", config.model, state.trained, config.lora, base)
     if first:
         print(f"done: {workdir / 'model'}")
 

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from jstream.config import DecoderConfig, LoraConfig, QwenVisionConfig
+from jstream.config import ConfigError, DecoderConfig, LoraConfig, QwenVisionConfig, TrainConfig, WeightsConfig
 from jstream.models.video_lm import abstract_params, run
+from jstream.protocols import live as live_language
 from jstream.training.lora import init_adapters, merge
 from jstream.weights import hf
 from jstream.weights.added_tokens import grow_embedding
 from jstream.weights.checkpoint import CheckpointError
 from jstream.weights.hf import flat, load_params, read_config, resolve, save_hf
 from jstream.weights.peft import write_adapter
+from jstream.weights.published import starting_tower
 from jstream.weights.videollm_online import load_videollm_online
 
 # ------------------------------------------------------------------------------- small folders in the published layouts
@@ -632,6 +634,17 @@ def test_updates_are_merged_and_the_connector_is_the_projector(live):
     patches = siglip["vision_model.embeddings.patch_embedding.weight"]  # out, channel, row, column
     kernel = params["vision"]["patch_embedding"]["kernel"].reshape(16, 16, 3, 8)
     assert kernel[5, 7, 2, 3] == patches[3, 2, 5, 7]
+
+
+def test_the_tower_of_a_run_is_read_without_the_rest(live, tmp_path):
+    *_, load = live
+    config, params = load()
+    parts = WeightsConfig(llm=str(tmp_path / "not there"), vision=str(tmp_path / "part1"))
+    run = TrainConfig(dataclasses.replace(config, decoder=DecoderConfig()), live_language.PUBLISHED, weights=parts)
+    jax.tree.map(np.testing.assert_array_equal, starting_tower(run), params["vision"])
+    other = dataclasses.replace(run.model, vision=dataclasses.replace(config.vision, num_layers=3))
+    with pytest.raises(ConfigError, match="model.vision.num_layers: expected that of the weights, 1, found 3"):
+        starting_tower(dataclasses.replace(run, model=other))
 
 
 def test_the_parts_can_be_written_back(live, tmp_path):

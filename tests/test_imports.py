@@ -7,7 +7,16 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jstream"
 
-COMMANDS = {"train", "stream", "evaluate", "convert", "bench", "serve", "__main__"}  # with `__main__.py` in any room
+COMMANDS = {
+    "train",
+    "features",
+    "stream",
+    "evaluate",
+    "convert",
+    "bench",
+    "serve",
+    "__main__",
+}  # with `__main__.py` in any room
 
 # A room is a file or a folder directly in jstream/; beside it the rooms it may import. Commands may import every room,
 # and nothing imports a command. `__init__` is the public face, which is what `import jstream` reaches.

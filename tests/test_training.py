@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jstream import train
 from jstream.config import (
@@ -47,6 +48,7 @@ from jstream.training.step import (
 )
 from jstream.weights.checkpoint import save_model
 from jstream.weights.hf import flat
+from jstream.weights.peft import write_adapter
 
 TESTS = pathlib.Path(__file__).parent
 sys.path.insert(0, str(TESTS))
@@ -164,6 +166,16 @@ def test_merged_adapters_say_what_applied_ones_do(batch, protocol):
     assert applied != pytest.approx(plain, abs=1e-3)
     assert loss({}, merged) == pytest.approx(applied, abs=1e-5)
     assert merged.keys() == lora_free.keys()
+
+
+def test_adapters_are_written_also_beside_a_tower_that_has_no_published_form(tmp_path):
+    config = dataclasses.replace(CONFIG, stages=(ADAPTED,), lora=LORA)
+    assert config.model.vision.stem_width and config.model.vision.temporal_patch_size == 2
+    state, _ = jax.jit(lambda: prepare(config, jax.random.key(0), len(WORDS)))()
+    write_adapter(tmp_path / "adapter", config.model, state.trained, LORA, "base")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sum("lora_A" in name for name in tensors) == sum(path.endswith("/a") for path in state.trained) > 0
+    assert any("connector" in name for name in tensors) and not any("vision" in name for name in tensors)
 
 
 def test_dropout_acts_on_adapters_and_differs_from_step_to_step(batch, protocol):

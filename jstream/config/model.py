@@ -69,6 +69,11 @@ class SiglipConfig:
         return self.grid**2 + self.pooled_token
 
     @property
+    def feature_width(self) -> int:
+        """Of what the tower makes of a frame: [M, feature_width]."""
+        return self.width
+
+    @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of frame tokens, for multimodal rotary positions; with a pooled token they are one row."""
         return (1, self.tokens_per_frame) if self.pooled_token else (self.grid, self.grid)
@@ -165,6 +170,11 @@ class QwenVisionConfig:
     @property
     def tokens_per_frame(self) -> int:
         return math.prod(self.token_grid)
+
+    @property
+    def feature_width(self) -> int:
+        """Of what the tower makes of a frame, mergers included: [M, feature_width]."""
+        return (1 + len(self.deep_layers)) * self.out_width
 
     def for_frames(self, height: int, width: int) -> "QwenVisionConfig":
         """The config for frames of this size: whole cells, the aspect kept, within the pixel budget.

@@ -14,10 +14,10 @@ published loader). Messages of a chat:
     {"role": "assistant", "content": "…", "learn": true}
 
 Records come as a `.json` list (or one alone), as `.jsonl`, or in ArrayRecord files, where a record is the JSON itself
-or a tf.train.Example with the JSON under `annotations` and JPEG frames under `frames`. A folder that
-`jstream.data.streamo_instruct` prepared has a video in each record, and the annotations of all videos in an
-`annotations.jsonl` beside them, so that planning reads no frames. All of it is untrusted input: sizes are bounded and
-nothing is executed.
+or a tf.train.Example with the JSON under `annotations` and JPEG frames under `frames`, or their features under
+`features`. A folder that `jstream.data.streamo_instruct` or `jstream.features` prepared has a video in each record, and
+the annotations of all videos in an `annotations.jsonl` beside them, so that planning reads no frames. All of it is
+untrusted input: sizes are bounded and nothing is executed.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ from jstream.protocols.streamo import turns_of, turns_of_stream_format
 MAX_RECORD = 16 * 2**20  # bytes of JSON
 MAX_LIST = 4 * 2**30  # bytes of a .json list, which is read as a whole once to find its records
 INDEX = "annotations.jsonl"  # of a prepared folder
+SETTINGS = "metadata.json"  # of the same: how it was prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +126,20 @@ class Annotations(Sequence[Annotation]):
 
     def frames(self, index: int) -> tuple[bytes, ...] | None:
         """The sampled frames of a record as JPEG, for `data.frames.from_jpeg`; None where the file holds none."""
+        return self._kept(index, "frames")
+
+    def features(self, index: int) -> tuple[bytes, ...] | None:
+        """What a vision tower made of them, for `data.features.from_bytes`; None where the file holds none."""
+        return self._kept(index, "features")
+
+    def _kept(self, index: int, column: str) -> tuple[bytes, ...] | None:
         if self._frames is None:
             return None
         index = range(len(self))[index]
         with self._naming(index):
             if isinstance(self._texts, _Texts):
                 index = _within(_prepared(self._record(index)), "record", len(self._frames) - 1)
-            return self._frames.example(index)[1] or None
+            return self._frames.column(index, column) or None
 
     def _record(self, index: int) -> dict[str, Any]:
         record = json.loads(self._texts[range(len(self))[index]])  # IndexError outside, as of any sequence
@@ -152,6 +160,23 @@ def prepared_folder(path: pathlib.Path) -> pathlib.Path:
     """The newest version of a dataset that TFDS prepared under a folder (`name/version/`), else the folder itself."""
     versions = [info.parent for info in path.glob("*/[0-9]*/dataset_info.json")]
     return max(versions, key=lambda folder: [int(part) for part in folder.name.split(".")], default=path)
+
+
+def prepared_settings(path: str | pathlib.Path) -> dict[str, Any]:
+    """How a folder was prepared; {} where it is none that says so.
+
+    Raises:
+        DialogueError: what it says cannot be read.
+    """
+    file = prepared_folder(pathlib.Path(path)) / SETTINGS
+    if not file.is_file():
+        return {}
+    try:
+        with file.open("rb") as opened:
+            settings = json.loads(opened.read(MAX_RECORD))
+    except (ValueError, RecursionError, OSError) as error:
+        raise DialogueError(f"{file}: expected the settings of a dataset, found: {error}") from None
+    return settings if isinstance(settings, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------------- records and kinds
@@ -317,24 +342,23 @@ class _Shards:
         return len(self._source)
 
     def __getitem__(self, index: int) -> bytes:
-        texts, _ = self.example(index)
+        texts = self.column(index, "annotations")
         if len(texts) != 1 or len(texts[0]) > MAX_RECORD:
             raise DialogueError(
                 f"expected one annotation of at most {MAX_RECORD} bytes, found {len(texts)} annotations"
             )
         return texts[0]
 
-    def example(self, index: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """The annotations and the frames of a record."""
+    def column(self, index: int, name: str) -> tuple[bytes, ...]:
+        """The annotations of a record, or what else it holds under a name."""
         from tensorflow_datasets.proto import tf_example_pb2  # half a second, for those who read such files
 
         try:
             data = self._source[index]
             if data.startswith(b"{"):
-                return (data,), ()
+                return (data,) if name == "annotations" else ()
             features = tf_example_pb2.Example.FromString(data).features.feature  # type: ignore[attr-defined]
-            annotations, frames = (tuple(features[name].bytes_list.value) for name in ("annotations", "frames"))
-            return annotations, frames
+            return tuple(features[name].bytes_list.value)
         except Exception as error:  # the same
             raise DialogueError(f"expected JSON or a tf.train.Example, found: {error}") from None
 

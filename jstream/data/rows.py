@@ -5,7 +5,8 @@ token slots holds:
 
     row          int32 []                   its index in the source
     left_out     int32 []                   dialogues that it lacks, as their videos cannot be read
-    frames       uint8 [F, H, W, 3]         the sampled frames of the row's dialogues, one after the other
+    frames       uint8 [F, H, W, 3]         the sampled frames of the row's dialogues, one after the other; or, where a
+    features     [F, M, feature_width]      vision tower has seen them already, what it made of them, bfloat16 or f32
     first        bool  [F]                  frames that open a dialogue
     decisions    int32 [F]                  the token slot where the frame's turn is decided; −1 for an unused slot
     tokens       int32 [T]                  rendered dialogues; is_frame bool [T] marks the placeholders
@@ -21,6 +22,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jstream.config import SiglipConfig, StageConfig, VisionConfig
 from jstream.protocols.protocol import Rendering
@@ -34,7 +36,7 @@ class Sample:
 
     Attributes:
         rendering: tokens of the whole dialogue, one turn a frame.
-        frames: uint8 [F, H, W, 3].
+        frames: uint8 [F, H, W, 3], or the features of them [F, M, feature_width].
         words: uint8 [F, grid², W]; happenings: uint8 [F, 2, W]; None where the source has no such labels.
     """
 
@@ -51,12 +53,20 @@ def lay_row(
     vocabulary: np.ndarray | None = None,
     index: int = 0,
     left_out: int = 0,
+    features: DTypeLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """Packs samples into row `index`; a dialogue with too many tokens is cut behind its last whole turn that fits."""
+    """Packs samples into row `index`; a dialogue with too many tokens is cut behind its last whole turn that fits.
+
+    Args:
+        features: their dtype, where the samples bring features in place of frames.
+    """
+    seen = "frames" if features is None else "features"
     row = {
         "row": np.asarray(index, np.int32),
         "left_out": np.asarray(left_out, np.int32),
-        "frames": np.zeros((stage.frames, *vision.frame_size, 3), np.uint8),
+        seen: np.zeros((stage.frames, *vision.frame_size, 3), np.uint8)
+        if features is None
+        else np.zeros((stage.frames, vision.tokens_per_frame, vision.feature_width), features),
         "first": np.zeros(stage.frames, bool),
         "decisions": np.full(stage.frames, -1, np.int32),
         "tokens": np.zeros(stage.tokens, np.int32),
@@ -78,7 +88,7 @@ def lay_row(
         if not num_frames:
             break
         frames = slice(frame, frame + num_frames)
-        row["frames"][frames] = sample.frames[:num_frames]
+        row[seen][frames] = sample.frames[:num_frames]
         row["first"][frame] = True
         row["decisions"][frames] = rendering.decisions[:num_frames] + token if stage.tokens else 0
         if not stage.tokens:

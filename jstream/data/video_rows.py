@@ -1,7 +1,7 @@
 """Rows of dialogues over real videos, from any file that `data.annotations` reads.
 
 What goes into which row is planned once, without decoding: every dialogue is rendered to count its tokens. A row is
-then made where it is needed, from the videos or from the frames that the annotations bring.
+then made where it is needed, from the videos, or from the frames or their features that the annotations bring.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jstream.config import StageConfig, VisionConfig
 from jstream.data.annotations import Annotation, Annotations, turns_of_annotation
 from jstream.data.dialogue import DialogueError
+from jstream.data.features import from_bytes, stored_features
 from jstream.data.frames import fit, from_jpeg
 from jstream.data.rows import Sample, lay_row, pack, turns_that_fit
 from jstream.data.video import VideoError, open_video
@@ -37,6 +38,7 @@ class VideoRows:
 
     Raises:
         DialogueError: where the file cannot be read, or holds no dialogue whose video can be opened.
+        ConfigError: where it holds features of other frames than these, or of a tower of another shape.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class VideoRows:
         fps: float = 1.0,
     ):
         self.stage, self.protocol, self.vision, self.fps = stage, protocol, vision, fps
-        self.annotations = Annotations(path)
+        self.annotations, self.stored = Annotations(path), stored_features(path)
+        if self.stored is not None:
+            self.stored.check(vision, fps)
         needs = self._needs()
         usable = np.flatnonzero(needs[:, 0])
         if not len(usable):
@@ -76,7 +80,8 @@ class VideoRows:
                 continue
             turns = turns_of_annotation(annotation, len(frames), self.fps)
             samples.append(Sample(self.protocol.render(turns), frames))
-        return lay_row(samples, self.stage, self.vision, None, index, left_out)
+        features = None if self.stored is None else self.stored.dtype
+        return lay_row(samples, self.stage, self.vision, None, index, left_out, features)
 
     def describe(self, index: int) -> str:
         """What a row is made of, for messages."""
@@ -89,13 +94,15 @@ class VideoRows:
         return self._members[self._begins[index] : self._begins[index + 1]].tolist()
 
     def _frames(self, i: int, annotation: Annotation) -> np.ndarray:
-        """uint8 [F, H, W, 3]: no more than there is room for."""
-        limit, jpegs = int(self._num_frames[i]), self.annotations.frames(i)
-        if jpegs is not None:
-            try:
+        """uint8 [F, H, W, 3], or the features of frames [F, M, feature_width]: no more than there is room for."""
+        limit = int(self._num_frames[i])
+        try:
+            if self.stored is not None:
+                return from_bytes((self.annotations.features(i) or ())[:limit], self.vision, self.stored.dtype)
+            if (jpegs := self.annotations.frames(i)) is not None:
                 return np.stack([fit(from_jpeg(jpeg), self.vision) for jpeg in jpegs[:limit]])
-            except ValueError as error:
-                raise VideoError(f"{annotation.video}: {error}") from None
+        except ValueError as error:
+            raise VideoError(f"{annotation.video}: {error}") from None
         fps = annotation.fps or self.fps
         first = round(annotation.start * fps)
         with open_video(annotation.video, fps) as video:

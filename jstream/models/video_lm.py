@@ -2,7 +2,8 @@
 
 A frame's tokens take the places of the placeholder tokens that the protocol rendered for it. Training calls
 `embed_frames`, `embed_tokens` and the decoder over packed rows; the live stream calls the same three over one chunk and
-a cache.
+a cache. `embed_frames` is `encode` (the vision tower) and `project` (what is trained behind it): where the tower stays
+as it is, what `encode` gives can be kept and the rest called alone.
 """
 
 from typing import Any
@@ -42,7 +43,18 @@ class VideoLM(nn.Module):
 
         E is D, or with deep layers (1 + deep_layers) · D: the token, then what is added to it behind the first layers.
         """
-        return self.projector(self.vision(images))
+        return self.project(self.encode(images))
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """uint8 [N, H, W, 3 · num_images] → features [N, M, feature_width]: all that is under `vision/` in the params.
+
+        That is SigLIP's output before the projector, and Qwen's behind its mergers.
+        """
+        return self.vision(images)
+
+    def project(self, features: jax.Array) -> jax.Array:
+        """Features [N, M, feature_width] → frame tokens [N, M, E]."""
+        return self.projector(features)
 
     def embed_text(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] → [B, T, E]; nothing is added to text behind the first layers."""

@@ -18,6 +18,7 @@ def step_flops(
     tokens: float,
     frames: float,
     pairs: float,
+    stored_features: bool = False,
 ) -> float:
     """FLOPs of a training step.
 
@@ -28,12 +29,15 @@ def step_flops(
         trained, frozen: path → array or shape.
         tokens, frames: that the step learns from, without empty slots.
         pairs: of a token and itself or one before it in the same dialogue: what attention is about.
+        stored_features: the vision tower does not run, as what it makes of the frames is read.
     """
     decoder, vision = config.decoder, config.vision
     patches = math.prod(vision.frame_size) / vision.patch_size**2
     merged = patches / vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else vision.tokens_per_frame
     total = 0.0
     for path, x in {**trained, **frozen}.items():
+        if stored_features and path.startswith("vision/"):
+            continue
         size, learned = math.prod(x.shape), path in trained
         if path == "decoder/embed_tokens/embedding":  # a product where it is the head as well
             total += tokens * size * (4 + 2 * learned) * decoder.tie_embeddings

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from jstream.config import ConfigError, StageConfig, TrainConfig
 from jstream.data.batches import batches
+from jstream.data.features import stored_features
 from jstream.data.rows import lay_row
 from jstream.protocols.protocol import StreamProtocol
 from jstream.sharding import ROWS, optimizer_shardings, own_rows, param_shardings, replicated, rows_sharding
@@ -77,10 +78,10 @@ def abstract_state(config: TrainConfig, mesh: Mesh, num_words: int) -> tuple[Tra
 def abstract_batch(
     config: TrainConfig, stage: StageConfig, mesh: Mesh, num_words: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of a stage, as shapes with shardings."""
-    row = lay_row(
-        [], stage, config.model.vision, np.zeros(num_words, np.int32) if stage.objective.needs_names else None
-    )
+    """A batch of a stage, as shapes with shardings; of features where that is what the config's dialogues hold."""
+    stored = stored_features(config.dialogues) if config.dialogues else None
+    vocabulary = np.zeros(num_words, np.int32) if stage.objective.needs_names else None
+    row = lay_row([], stage, config.model.vision, vocabulary, features=stored.dtype if stored else None)
     put = lambda x: jax.ShapeDtypeStruct((stage.rows, *np.shape(x)), x.dtype, sharding=rows_sharding(mesh))
     return {name: put(x) for name, x in row.items()}
 

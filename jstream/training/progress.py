@@ -58,7 +58,7 @@ class Progress:
         self._dialogues += np.sum(batch["first"]) / self._share
         self._left_out += int(np.sum(batch["left_out"]))
         if self._peak:
-            self._flops += step_flops(self._config, trained, frozen, tokens, frames, pairs)
+            self._flops += step_flops(self._config, trained, frozen, tokens, frames, pairs, "features" in batch)
         self._waited += waited
         self._bar.update()
 

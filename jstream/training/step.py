@@ -1,7 +1,9 @@
 """The training step: a pure function of (state, frozen params, batch), jitted once a stage.
 
-frames → vision tower → projector → frame tokens ─┐
-tokens ────────────────────────────────────────────┴→ decoder → scores → losses → gradients → optimizer
+frames → vision tower → features → projector → frame tokens ─┐
+tokens ───────────────────────────────────────────────────────┴→ decoder → scores → losses → gradients → optimizer
+
+A batch that brings features enters there, and no tower runs.
 
 Params are a flat dict from path to array. Those that no stage trains are an argument that never comes back: they have
 no gradients, no optimizer state, and do not stand in checkpoints.
@@ -170,8 +172,16 @@ def with_weights(
 
 
 def embed_frames(config: TrainConfig, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Frame tokens [B, F · M, E] of packed rows; where a row has many patches, some of its frames after the others."""
+    """Frame tokens [B, F · M, E] of packed rows; where a row has many patches, some of its frames after the others.
+
+    Where the rows bring features, the tower's part is done.
+    """
     model: ModelConfig = config.model
+    if "features" in batch:
+        features = batch["features"].astype(config.compute_dtype)
+        rows, num_frames, *size = features.shape
+        tokens = run(model, unflat(model_params(params)), features.reshape(-1, *size), method="project")
+        return tokens.reshape(rows, -1, tokens.shape[-1])
     images = stack_frames(batch["frames"], batch["first"], model.vision.num_images)
     rows, num_frames, *size = images.shape
 

@@ -28,11 +28,15 @@ def write_adapter(
     Args:
         trained: path → param: low-rank pairs, and params of the model that were trained whole, such as the connector's.
         base: name of the model that the adapter is for.
+
+    Raises:
+        CheckpointError: the format has no name for a part of the model that is in it.
     """
     if isinstance(config.vision, QwenVisionConfig):
         families = [hf.FAMILIES["qwen2_5_vl" if config.vision.tower == "qwen2_5" else "qwen3_vl"]]
     else:
-        families = [hf.FAMILIES["llama"], hf.FAMILIES["siglip"], hf.CONNECTOR]
+        towers = [hf.FAMILIES["siglip"]] if any(path.startswith("vision/") for path in trained) else []
+        families = [hf.FAMILIES["llama"], *towers, hf.CONNECTOR]
     leaves = hf.flat(abstract_params(config))
     planned = [tensor for family in families for tensor in hf.plan_of(family, config, leaves).values()]
 

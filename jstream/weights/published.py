@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jstream.config import ModelConfig, ProtocolConfig, QwenVisionConfig, TrainConfig
+from jstream.config import ConfigError, ModelConfig, ProtocolConfig, QwenVisionConfig, TrainConfig
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params
 from jstream.protocols import joyai, live, streamo
@@ -21,7 +21,7 @@ from jstream.sharding import param_shardings
 from jstream.weights.checkpoint import BUNDLED, CheckpointError, assemble, read_model, speak
 from jstream.weights.hf import load_params, read_config, resolve, stored_dtype
 from jstream.weights.hf_config import read_json
-from jstream.weights.videollm_online import load_videollm_online, parts_config
+from jstream.weights.videollm_online import load_siglip, load_videollm_online, parts_config
 
 FRAME_PIXELS = {"streamo": streamo.MAX_PIXELS, "joyai": joyai.MAX_PIXELS}  # a frame's budget by the protocol's name
 SIGLIP = "google/siglip-large-patch16-384"  # VideoLLM-online's vision tower; its adapter names the language model only
@@ -93,6 +93,56 @@ def load_base(
     speak(llm_folder, config, language, tokenizer)
     _, params = load_videollm_online(llm_folder, vision_folder, None, dtype, _places(config, mesh))
     return assemble(llm_folder, config, language, tokenizer, params, mesh)
+
+
+def starting_model(config: TrainConfig, mesh: jax.sharding.Mesh) -> Model | None:
+    """The model that training starts from: the base models of an adapter where the config names them, else its
+    checkpoint, else none.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError: it is of another shape than the config's.
+    """
+    weights = config.weights
+    if not weights.checkpoint and not weights.llm:
+        return None
+    dtype = jnp.dtype(config.compute_dtype if config.lora.rank else config.param_dtype)  # adapters: nothing else is big
+    if weights.llm and weights.vision:
+        model = load_base(weights.llm, weights.vision, config.protocol, dtype, mesh)
+    else:
+        model = load_of_config(config, dtype=dtype, mesh=mesh)
+    _check_shapes(config.model, model.config, ("vision", "decoder"))
+    return model
+
+
+def starting_tower(config: TrainConfig) -> dict[str, Any] | None:
+    """The vision tower of the model that training starts from, in the dtype of the forward pass; of base models
+    nothing else is read.
+
+    Raises:
+        CheckpointError, ConfigError: as `starting_model`.
+    """
+    weights, dtype = config.weights, jnp.dtype(config.compute_dtype)
+    if weights.llm and weights.vision:
+        found, params = load_siglip(resolve(weights.vision), config.model, dtype)
+    elif weights.checkpoint or weights.llm:
+        model = load_of_config(config, dtype=dtype)
+        found, params = model.config, model.params
+    else:
+        return None
+    _check_shapes(config.model, found, ("vision",))
+    return params["vision"]
+
+
+def _check_shapes(wanted: ModelConfig, found: ModelConfig, parts: tuple[str, ...]) -> None:
+    for part in parts:
+        for field in dataclasses.fields(getattr(found, part)):
+            have, want = (getattr(getattr(config, part), field.name, None) for config in (found, wanted))
+            if have != want and not field.name.startswith("frame_"):
+                raise ConfigError(
+                    f"model.{part}.{field.name}: expected that of the weights, {have}, found {want}; "
+                    f"set --config.model.{part}.{field.name}"
+                )
 
 
 def within(vision: QwenVisionConfig, max_pixels: int) -> QwenVisionConfig:

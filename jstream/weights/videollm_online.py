@@ -127,6 +127,33 @@ def load_videollm_online(
     return config, hf.unflat(params)
 
 
+def load_siglip(
+    folder: pathlib.Path, config: ModelConfig, dtype: Any = jnp.bfloat16, grid: int = 3
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """SigLIP's vision tower alone.
+
+    Args:
+        folder: with `config.json` and safetensors; of a whole model the text tower is passed over.
+        config: of a model, whose vision tower it takes the place of.
+        dtype: as in `hf.load_params`.
+
+    Returns:
+        The config with this tower, and the params `{"vision": …}`.
+
+    Raises:
+        CheckpointError: as `hf.load_params`.
+    """
+    record = read_json(folder / "config.json")
+    if (family := family_of(record, folder / "config.json")) != "siglip":
+        raise CheckpointError(f"{folder}: expected a siglip model, found {family}")
+    config = dataclasses.replace(config, vision=siglip_config(record, folder / "config.json", grid))
+    plan = hf.plan_of(hf.FAMILIES["siglip"], config)
+    params: dict[str, jax.Array] = {}
+    found = hf.match(folder, hf.FAMILIES["siglip"], plan, hf.open_stored(folder, "model"))
+    hf.fill(params, plan, found, dtype, None)
+    return config, hf.unflat(params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
     """An open adapter.
