@@ -1,6 +1,6 @@
 """Watches a video: `python -m jstream.stream [--video=clip.mp4] [--query="12:What colour is the circle now?"] …`.
 
-`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, `--duration` or its end.
+`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, SIGTERM, `--duration` or its end.
 
 With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say where published
 weights lie and what language they speak. Prints what happens as it happens, and writes `events.jsonl`, `captions.vtt`
@@ -9,6 +9,7 @@ and `timeline.png` to one folder.
 
 import json
 import re
+import signal
 import statistics
 import sys
 import time
@@ -112,6 +113,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     began = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever runs this as a service stops it so
     bundled = not _VIDEO.value
     texts = _QUERY.value
     if not texts:

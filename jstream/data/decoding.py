@@ -3,6 +3,10 @@
 `Decoder` opens a file, a network stream or a camera through PyAV and gives every sound frame in order; the pictures are
 made only of the frames that are asked for. Sources are not trusted: sizes are bounded, and FFmpeg may open nothing but
 what the scheme of the source allows. Which frames are shown when, and connecting again, live elsewhere.
+
+What the pixels are. 8-bit RGB as swscale makes it: the stream's matrix and range are honoured (BT.601 where it states
+none, as FFmpeg has it), alpha is dropped, HDR is not tone-mapped, interlacing and non-square pixels stay as they are.
+Rotation and mirroring are applied. The first frame fixes the geometry; later frames of another size are scaled to it.
 """
 
 import collections

@@ -407,7 +407,8 @@ class LiveVideo:
             self._thread.join(CLOSING)
 
     def __del__(self):
-        self._reader.stop()  # the thread does not know this object, and would keep the connection
+        if os.getpid() == self._process:  # another one has no thread, and the lock may be held for ever
+            self._reader.stop()  # the thread does not know this object, and would keep the connection
 
 
 def watch(

@@ -11,10 +11,6 @@ for its own duration (else as long as the one before, else 1 / average rate, els
 ticks 0 and 1 at 1 fps, and ticks inside a pause repeat the newest frame. A frame whose pts is not later than the one
 before is not newer and is not shown. Jumps forward by more than `MAX_GAP` or back by more than `MAX_STEP_BACK` seconds
 are faults of the timestamps: time goes on from the newest frame.
-
-What the pixels are. 8-bit RGB as swscale makes it: the stream's matrix and range are honoured (BT.601 where it states
-none, as FFmpeg has it), alpha is dropped, HDR is not tone-mapped, interlacing and non-square pixels stay as they are.
-Rotation and mirroring are applied. The first frame fixes the geometry; later frames of another size are scaled to it.
 """
 
 import math
