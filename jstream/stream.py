@@ -1,5 +1,7 @@
 """Watches a video: `python -m jstream.stream [--video=clip.mp4] [--query="12:What colour is the circle now?"] …`.
 
+`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, SIGTERM, `--duration` or its end.
+
 With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say where published
 weights lie and what language they speak. Prints what happens as it happens, and writes `events.jsonl`, `captions.vtt`
 and `timeline.png` to one folder.
@@ -7,6 +9,7 @@ and `timeline.png` to one folder.
 
 import json
 import re
+import signal
 import statistics
 import sys
 import time
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from jstream import command
 from jstream.config import ConfigError
+from jstream.data.live import RECONNECT, LiveVideo
 from jstream.data.video import Video, VideoError, open_video, paced
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
@@ -28,7 +32,9 @@ from jstream.streaming.session import MAX_QUERY, Session
 from jstream.weights.checkpoint import BUNDLED
 from jstream.weights.published import load_of_config
 
-_VIDEO = flags.DEFINE_string("video", "", "File or URL to watch; the bundled clip by default.")
+_VIDEO = flags.DEFINE_string(
+    "video", "", "File, URL (http, https, rtsp, rtsps) or camera (0, /dev/video0); the bundled clip by default."
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder, ours or a published one, or hub id; the config's or the bundled model by default."
 )
@@ -39,7 +45,11 @@ _DTYPE = flags.DEFINE_enum(
 _QUERY = flags.DEFINE_multi_string("query", [], 'What to ask, with the second to ask it at: "12:What colour is it?".')
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames a second the model sees.", lower_bound=0.01, upper_bound=60.0)
 _OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, captions.vtt and timeline.png.")
-_REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera would: late frames are dropped.")
+_REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera does: late frames are dropped.")
+_DURATION = flags.DEFINE_float("duration", None, "Seconds to watch; to the end by default.", lower_bound=0.1)
+_RECONNECT = flags.DEFINE_float(
+    "reconnect", RECONNECT, "Seconds for which a camera or live stream that was lost is tried again.", lower_bound=0.0
+)
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of replies; 0 is greedy.", lower_bound=0.0)
 _MEMORY = flags.DEFINE_string(
@@ -88,15 +98,22 @@ def chosen_memory(memory: str | None, max_turns: int | None) -> str:
     return "append" if memory is None else memory
 
 
-def automatic_capacity(model: Model, video: Video, queries: list[Asked]) -> int:
+def automatic_capacity(model: Model, video: Video | LiveVideo, queries: list[Asked]) -> int:
     """Tokens the cache is given to keep a whole video, within MAX_CAPACITY."""
     turns = video.num_frames or _UNKNOWN_LENGTH
     tokens = capacity_for(model.protocol, turns, [query.text for query in queries], OFTEN_SAID)
     return min(-(-tokens // 256) * 256, MAX_CAPACITY)
 
 
+def say(line: str) -> None:
+    """Prints a line above the progress bar, at once also where the output is a pipe."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
 def main() -> None:
     began = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever runs this as a service stops it so
     bundled = not _VIDEO.value
     texts = _QUERY.value
     if not texts:
@@ -108,7 +125,8 @@ def main() -> None:
     unbounded = parse_memory(memory).turns is None
     model = load_of_config(command.given_config(), _CHECKPOINT.value, dtype, mesh)
 
-    with open_video(BUNDLED / "clip.mp4" if bundled else _VIDEO.value, fps=_FPS.value) as video:
+    source = BUNDLED / "clip.mp4" if bundled else _VIDEO.value
+    with open_video(source, _FPS.value, until=_DURATION.value, reconnect=_RECONNECT.value) as video:
         model = model.for_frames(video.height, video.width)
         capacity = _CAPACITY.value  # a window finds its own
         if capacity is None and unbounded:
@@ -127,13 +145,15 @@ def main() -> None:
             f"{model.config.vision.tokens_per_frame} tokens a frame",
             flush=True,
         )
-        frames = paced(video) if _REALTIME.value else video
-        name = "bundled clip" if bundled else str(_VIDEO.value)
-        say = lambda line: tqdm.write(line, file=sys.stdout)
+        frames = paced(video) if _REALTIME.value and not isinstance(video, LiveVideo) else video
+        late_are_dropped = not isinstance(frames, Video)
+        name = "bundled clip" if bundled else video.name
         with (
             Recording(_OUT.value, title=name) as recording,
             tqdm(total=video.num_frames, unit="frame", dynamic_ncols=True) as bar,
         ):
+            if isinstance(video, LiveVideo):
+                video.on_gap = lambda gap: say(str(gap))
             costs, state, failure = [], "", None  # seconds a frame, its decoding included
             asked = time.perf_counter()
             try:
@@ -149,7 +169,7 @@ def main() -> None:
                         say(str(event))
                     state = event.state
                     now = time.perf_counter()
-                    costs.append(now - asked if not _REALTIME.value else event.latency)
+                    costs.append(event.latency if late_are_dropped else now - asked)
                     asked = now
                     bar.set_postfix_str(f"{state}, {1000 * event.latency:.0f} ms")
                     bar.update()
@@ -165,9 +185,10 @@ def main() -> None:
         print(f"not asked, the video ended before: {', '.join(f'{q.time:g}:{q.text}' for q in waiting)}")
     if video.lost or video.warnings:
         print(video.summary)
-    if _REALTIME.value:
-        print(f"{frames.dropped} late frames dropped")  # type: ignore[union-attr]
     print(f"written to {_OUT.value}: {', '.join(Recording.NAMES)}")
+    if not isinstance(frames, Video):
+        again = f", reconnects: {frames.reconnects}" if isinstance(frames, LiveVideo) else ""
+        print(f"late frames dropped: {frames.dropped}{again}")
     if failure is not None:
         raise failure
 

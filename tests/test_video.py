@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from jstream.data import video
+from jstream.data import decoding, video
 from jstream.data.frames import letterbox
 from jstream.data.video import Frame, VideoError, open_video, paced
 
@@ -111,7 +111,7 @@ def unconverted(monkeypatch):
     """Skips the conversion to RGB where a test is about times only, and says which pts would have been converted."""
     converted = []
     blank = np.zeros((1, 1, 3), np.uint8)
-    monkeypatch.setattr(video._Decoder, "to_rgb", lambda self, frame: converted.append(frame.pts) or blank)
+    monkeypatch.setattr(decoding.Decoder, "to_rgb", lambda self, frame: converted.append(frame.pts) or blank)
     return converted
 
 
@@ -164,7 +164,7 @@ def test_rotated_files_are_shown_upright(angle, quarter_turns, shared_data, monk
         assert (
             upright.shape == (frames.height, frames.width, 3) == ((320, 568, 3) if angle % 180 == 0 else (568, 320, 3))
         )
-    monkeypatch.setattr(video, "_orientation", lambda frame: (False, False, False))
+    monkeypatch.setattr(decoding, "_orientation", lambda frame: (False, False, False))
     assert np.array_equal(upright, np.rot90(next(open_video(path)).image, quarter_turns))
 
 
@@ -229,6 +229,16 @@ def test_a_single_frame_gives_the_first_tick(tmp_path):
     assert _times(_write(tmp_path / "a.mkv", [0])) == [0]
 
 
+def test_a_watch_of_a_given_length_ends_before_the_tick_at_its_end(tmp_path):
+    path = _write(tmp_path / "a.mp4", range(0, 5000, 100))
+    with open_video(path, 2, until=1.5) as frames:
+        assert frames.num_frames == 3
+        assert [frame.time for frame in frames] == [0, 0.5, 1]
+    with open_video(path, None, until=0.3) as frames:
+        assert len(list(frames)) == frames.num_frames == 3
+    assert open_video(path, until=60).num_frames == 5
+
+
 def test_times_count_from_the_first_timestamp(tmp_path):
     path = _write(tmp_path / "a.mkv", range(5300, 7300, 100))
     assert _seen(path) == [(0, 0), (1, 10)]
@@ -270,7 +280,7 @@ class _Stamped:
 
 def _clocked(frames):
     """The times that the clock gives to frames stamped in milliseconds, None where one is not newer, and its notes."""
-    decoder = object.__new__(video._Decoder)
+    decoder = object.__new__(decoding.Decoder)
     decoder.time, decoder._unit = Fraction(0), Fraction(1, 1000)
     decoder._origin = decoder._last_duration = decoder._last_delta = None
     decoder.notes = collections.Counter()
@@ -375,7 +385,7 @@ def test_a_rate_that_gives_no_ticks_is_an_error(tmp_path):
 
 def test_a_picture_beyond_the_limit_is_an_error(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.mp4", [0])
-    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     _one_line_error(path, "1000 pixels")
     _one_line_error(_write(tmp_path / "a.ts", [0]), "1000 pixels")
 
@@ -441,9 +451,9 @@ def test_a_playlist_from_the_web_reaches_no_local_file(tmp_path, web):
 def test_a_long_video_is_decoded_only_as_far_as_it_is_watched(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.mp4", range(0, 60_000, 100), gop=50)
     decoded = []
-    advance = video._Decoder._advance
+    advance = decoding.Decoder._advance
     monkeypatch.setattr(
-        video._Decoder, "_advance", lambda self, frame: decoded.append(frame.pts) or advance(self, frame)
+        decoding.Decoder, "_advance", lambda self, frame: decoded.append(frame.pts) or advance(self, frame)
     )
     with open_video(path) as frames:
         assert len(decoded) == 1
@@ -468,9 +478,9 @@ def test_only_the_newest_frames_are_held(tmp_path, monkeypatch):
         def __del__(self):
             alive.discard(self.pts)
 
-    decode = video._Decoder._decode
-    monkeypatch.setattr(video._Decoder, "_decode", lambda self, packet: (Held(f) for f in decode(self, packet)))
-    monkeypatch.setattr(video._Decoder, "to_rgb", lambda self, held: np.zeros((1, 1, 3), np.uint8))
+    decode = decoding.Decoder._decode
+    monkeypatch.setattr(decoding.Decoder, "_decode", lambda self, packet: (Held(f) for f in decode(self, packet)))
+    monkeypatch.setattr(decoding.Decoder, "to_rgb", lambda self, held: np.zeros((1, 1, 3), np.uint8))
     assert len(list(open_video(path))) == 60
     assert len(most) == 600 and max(most) <= 4
 
@@ -478,8 +488,8 @@ def test_only_the_newest_frames_are_held(tmp_path, monkeypatch):
 def test_a_video_closes_at_its_end_on_a_break_and_on_an_error(tmp_path, monkeypatch):
     path = _write(tmp_path / "a.mp4", range(0, 3000, 100))
     closed = []
-    close = video._Decoder.close
-    monkeypatch.setattr(video._Decoder, "close", lambda self: closed.append(1) or close(self))
+    close = decoding.Decoder.close
+    monkeypatch.setattr(decoding.Decoder, "close", lambda self: closed.append(1) or close(self))
     for _ in open_video(path):
         break
     assert closed  # the last reference is gone
@@ -579,6 +589,18 @@ def test_paced_drops_what_a_late_consumer_missed_and_keeps_the_newest():
         seen.append(frame.time)
         clock.now += 2.5
     assert seen == [0, 2, 5, 7, 9] and played.dropped == 5
+
+
+def test_paced_hands_on_a_live_frame_when_it_comes_and_not_with_the_next():
+    clock = _Clock()
+
+    def live():
+        for frame in _frames(5):
+            clock.now = max(clock.now, 100 + frame.time)  # a camera: nothing comes before its time
+            yield frame
+
+    seen = [(frame.time, clock.now - 100) for frame in paced(live(), clock, clock.sleep)]
+    assert seen == [(i, i) for i in range(5)]
 
 
 def test_paced_never_drops_the_last_frame():

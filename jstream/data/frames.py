@@ -1,10 +1,11 @@
-"""Frames to the size a vision tower takes: a square with black bars for SigLIP, the own aspect for Qwen.
+"""`Frame`, and frames to the size a vision tower takes: a square with black bars for SigLIP, the own aspect for Qwen.
 
 And frames as they are kept in files: JPEG within a budget of pixels.
 """
 
 import io
 import math
+from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -14,6 +15,19 @@ from PIL import Image
 from jstream.config import QwenVisionConfig, VisionConfig
 
 MAX_JPEG_PIXELS = 2**24  # that `from_jpeg` opens: a few bytes can claim 2^32
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One sampled picture.
+
+    Attributes:
+        time: seconds since the first frame of the source; the time of the tick (of the frame itself at native rate).
+        image: [H, W, 3] uint8 RGB, read-only: ticks that repeat a picture share it.
+    """
+
+    time: float
+    image: np.ndarray
 
 
 def fit(image: np.ndarray, vision: VisionConfig) -> np.ndarray:
