@@ -4,6 +4,7 @@ from jstream import sharding
 from jstream.data.video import Frame, VideoError, open_video
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
+from jstream.streaming.engine import Engine, EngineFullError
 from jstream.streaming.event import Event
 from jstream.streaming.session import Session
 from jstream.weights.checkpoint import BUNDLED, CheckpointError
@@ -13,6 +14,8 @@ __all__ = [
     "BUNDLED",
     "CacheFullError",
     "CheckpointError",
+    "Engine",
+    "EngineFullError",
     "Event",
     "Frame",
     "Model",

@@ -1,18 +1,24 @@
 """Watches a video: `python -m jstream.stream [--video=clip.mp4] [--query="12:What colour is the circle now?"] …`.
 
-`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, SIGTERM, `--duration` or its end.
+`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, SIGTERM, `--duration` or its end. Several `--video` are
+watched together, in one batch; each is asked every query and gets a folder of its own in the output folder.
 
 With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say where published
 weights lie and what language they speak. Prints what happens as it happens, and writes `events.jsonl`, `captions.vtt`
 and `timeline.png` to one folder.
 """
 
+import contextlib
+import dataclasses
 import json
+import pathlib
 import re
 import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
@@ -21,19 +27,21 @@ from tqdm import tqdm
 from jstream import command
 from jstream.config import ConfigError
 from jstream.data.live import RECONNECT, LiveVideo
-from jstream.data.video import Video, VideoError, open_video, paced
+from jstream.data.video import Frame, Video, VideoError, open_video, paced
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.sharding import make_mesh
-from jstream.streaming.event import Asked
-from jstream.streaming.memory import OFTEN_SAID, capacity_for, parse_memory
+from jstream.streaming.engine import Engine
+from jstream.streaming.event import Asked, Event
+from jstream.streaming.feeds import watch
+from jstream.streaming.memory import EXPECTED, OFTEN_SAID, capacity_for, parse_memory
 from jstream.streaming.recording import Recording
-from jstream.streaming.session import MAX_QUERY, Session
+from jstream.streaming.stream import MAX_QUERY
 from jstream.weights.checkpoint import BUNDLED
 from jstream.weights.published import load_of_config
 
-_VIDEO = flags.DEFINE_string(
-    "video", "", "File, URL (http, https, rtsp, rtsps) or camera (0, /dev/video0); the bundled clip by default."
+_VIDEO = flags.DEFINE_multi_string(
+    "video", [], "File, URL (http, https, rtsp, rtsps) or camera (0, /dev/video0); the bundled clip by default."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder, ours or a published one, or hub id; the config's or the bundled model by default."
@@ -53,7 +61,7 @@ _RECONNECT = flags.DEFINE_float(
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of replies; 0 is greedy.", lower_bound=0.0)
 _MEMORY = flags.DEFINE_string(
-    "memory", None, "What of a long stream is kept: append (all, the default), reprefill[:TURNS] or last_frames[:N]."
+    "memory", None, f"What of a long stream is kept: {EXPECTED}; append by default, sinks for what has no end."
 )
 _MAX_TURNS = flags.DEFINE_integer(
     "max_turns", None, "Short for --memory=reprefill:N, a window of N turns: `max_rounds` of Streamo's inference.", 1
@@ -85,8 +93,11 @@ def parse_query(text: str) -> Asked:
     return Asked(question, float(seconds))
 
 
-def chosen_memory(memory: str | None, max_turns: int | None) -> str:
+def chosen_memory(memory: str | None, max_turns: int | None, endless: bool = False) -> str:
     """The policy that the two flags name.
+
+    Args:
+        endless: whether a source has no end, so that no cache could keep it all.
 
     Raises:
         ConfigError: for both flags at once.
@@ -95,12 +106,12 @@ def chosen_memory(memory: str | None, max_turns: int | None) -> str:
         raise ConfigError(f"expected --memory or --max_turns, found --memory={memory} and --max_turns={max_turns}")
     if max_turns is not None:
         return f"reprefill:{max_turns}"
-    return "append" if memory is None else memory
+    return memory or ("sinks" if endless else "append")
 
 
-def automatic_capacity(model: Model, video: Video | LiveVideo, queries: list[Asked]) -> int:
+def automatic_capacity(model: Model, num_frames: int | None, queries: list[Asked]) -> int:
     """Tokens the cache is given to keep a whole video, within MAX_CAPACITY."""
-    turns = video.num_frames or _UNKNOWN_LENGTH
+    turns = num_frames or _UNKNOWN_LENGTH
     tokens = capacity_for(model.protocol, turns, [query.text for query in queries], OFTEN_SAID)
     return min(-(-tokens // 256) * 256, MAX_CAPACITY)
 
@@ -111,28 +122,90 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+@dataclasses.dataclass
+class Watched:
+    """One video of the command.
+
+    Attributes:
+        video: open.
+        frames: of it, perhaps paced.
+        recording: open, with what has come of it.
+        waiting: what is still to be asked.
+        tag: opens its lines, where there are several videos.
+        costs: seconds a frame, its decoding included where frames are not dropped.
+        failure: why it broke off.
+    """
+
+    video: Video | LiveVideo
+    frames: Any
+    recording: Recording
+    waiting: list[Asked]
+    tag: str
+    costs: list[float] = dataclasses.field(default_factory=list)
+    failure: Exception | None = None
+    _state: str = ""
+    _since: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def ask_due(self, frame: Frame, ask: Callable[[str], None]) -> None:
+        """Asks what is due with a frame."""
+        while self.waiting and self.waiting[0].time <= frame.time:
+            query = self.waiting.pop(0)
+            ask(query.text)
+            self.recording.queries.append(query._replace(time=frame.time))
+            say(f"{self.tag}{frame.time:7.1f}s  {'query':8s}  {query.text}")
+
+    def note(self, event: Event) -> None:
+        """Writes an event down, and tells what is new in it."""
+        self.recording.add(event)
+        if event.text or event.state != self._state:
+            say(f"{self.tag}{event}")
+        self._state, now = event.state, time.perf_counter()
+        self.costs.append(now - self._since if isinstance(self.frames, Video) else event.latency)
+        self._since = now
+
+    def tell(self) -> None:
+        """Prints what came of it."""
+        replies = sum(event.text is not None for event in self.recording.events)
+        median = f"; median {1000 * statistics.median(self.costs):.1f} ms a frame" if self.costs else ""
+        print(f"{self.tag}{len(self.costs)} frames, {replies} replies{median}", flush=True)
+        if self.waiting:
+            left = ", ".join(f"{query.time:g}:{query.text}" for query in self.waiting)
+            print(f"{self.tag}not asked, the video ended before: {left}")
+        if self.video.lost or self.video.warnings:
+            print(f"{self.tag}{self.video.summary}")
+        print(f"{self.tag}written to {self.recording.out_dir}: {', '.join(Recording.NAMES)}")
+        if not isinstance(self.frames, Video):
+            again = f", reconnects: {self.frames.reconnects}" if isinstance(self.frames, LiveVideo) else ""
+            print(f"{self.tag}late frames dropped: {self.frames.dropped}{again}")
+
+
 def main() -> None:
     began = time.perf_counter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever runs this as a service stops it so
-    bundled = not _VIDEO.value
+    sources: list[Any] = _VIDEO.value or [BUNDLED / "clip.mp4"]
     texts = _QUERY.value
     if not texts:
-        texts = json.loads((BUNDLED / "clip.json").read_text())["queries"] if bundled else [_DEFAULT_QUERY]
-    waiting = sorted(map(parse_query, texts), key=lambda query: query.time)
+        bundled = json.loads((BUNDLED / "clip.json").read_text())["queries"]
+        texts = [_DEFAULT_QUERY] if _VIDEO.value else bundled
+    queries = sorted(map(parse_query, texts), key=lambda query: query.time)
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
     mesh = make_mesh(tensor=_TENSOR.value) if _TENSOR.value > 1 else None
-    memory = chosen_memory(_MEMORY.value, _MAX_TURNS.value)
-    unbounded = parse_memory(memory).turns is None
+    parse_memory(chosen_memory(_MEMORY.value, _MAX_TURNS.value))  # before anything is opened
     model = load_of_config(command.given_config(), _CHECKPOINT.value, dtype, mesh)
 
-    source = BUNDLED / "clip.mp4" if bundled else _VIDEO.value
-    with open_video(source, _FPS.value, until=_DURATION.value, reconnect=_RECONNECT.value) as video:
-        model = model.for_frames(video.height, video.width)
+    # ------------------------------------------------------------------------------------------ videos and engine
+    with contextlib.ExitStack() as stack:
+        opened = lambda source: open_video(source, _FPS.value, until=_DURATION.value, reconnect=_RECONNECT.value)
+        videos = [stack.enter_context(opened(source)) for source in sources]
+        model = model.for_frames(videos[0].height, videos[0].width)
+        endless = any(isinstance(video, LiveVideo) and video.num_frames is None for video in videos)
+        memory = chosen_memory(_MEMORY.value, _MAX_TURNS.value, endless)
         capacity = _CAPACITY.value  # a window finds its own
-        if capacity is None and unbounded:
-            capacity = automatic_capacity(model, video, waiting)
-        session = Session(
+        if capacity is None and parse_memory(memory).turns is None:
+            capacity = max(automatic_capacity(model, video.num_frames, queries) for video in videos)
+        engine = Engine(
             model,
+            len(videos),
             memory,
             capacity=capacity,
             fps=_FPS.value,
@@ -141,56 +214,48 @@ def main() -> None:
             max_new_tokens=_MAX_NEW_TOKENS.value,
         )
         print(
-            f"ready after {time.perf_counter() - began:.1f} s, of which compiling {session.compile_seconds:.1f} s; "
+            f"ready after {time.perf_counter() - began:.1f} s, of which compiling {engine.compile_seconds:.1f} s; "
             f"{model.config.vision.tokens_per_frame} tokens a frame",
             flush=True,
         )
-        frames = paced(video) if _REALTIME.value and not isinstance(video, LiveVideo) else video
-        late_are_dropped = not isinstance(frames, Video)
-        name = "bundled clip" if bundled else video.name
-        with (
-            Recording(_OUT.value, title=name) as recording,
-            tqdm(total=video.num_frames, unit="frame", dynamic_ncols=True) as bar,
-        ):
-            if isinstance(video, LiveVideo):
-                video.on_gap = lambda gap: say(str(gap))
-            costs, state, failure = [], "", None  # seconds a frame, its decoding included
-            asked = time.perf_counter()
+
+        # ------------------------------------------------------------------------------------------------ watching
+        with contextlib.ExitStack() as recordings:
+            watched: dict[int, Watched] = {}
+            for number, video in enumerate(videos):
+                name = video.name if _VIDEO.value else "bundled clip"
+                several = len(videos) > 1
+                out = pathlib.Path(_OUT.value, f"{number + 1}-{pathlib.PurePath(name).stem}" if several else "")
+                frames = paced(video) if _REALTIME.value and not isinstance(video, LiveVideo) else video
+                tag = f"[{number + 1}] " if several else ""
+                if isinstance(video, LiveVideo):
+                    video.on_gap = lambda gap, tag=tag: say(f"{tag}{gap}")
+                recording = recordings.enter_context(Recording(out, title=name))
+                watched[engine.open(seed=number)] = Watched(video, frames, recording, list(queries), tag)
+            lengths = [video.num_frames for video in videos]
+            total = None if None in lengths else sum(filter(None, lengths))
+            bar = recordings.enter_context(tqdm(total=total, unit="frame", dynamic_ncols=True))
+            ask = lambda place, frame: watched[place].ask_due(frame, lambda text: engine.ask(place, text))
+            stream = watch(engine, {place: one.frames for place, one in watched.items()}, ask)
+            recordings.callback(stream.close)
             try:
-                for frame in frames:
-                    while waiting and waiting[0].time <= frame.time:
-                        query = waiting.pop(0)
-                        session.ask(query.text)
-                        recording.queries.append(query._replace(time=frame.time))
-                        say(f"{frame.time:7.1f}s  {'query':8s}  {query.text}")
-                    event = session.see(frame)
-                    recording.add(event)
-                    if event.text or event.state != state:
-                        say(str(event))
-                    state = event.state
-                    now = time.perf_counter()
-                    costs.append(event.latency if late_are_dropped else now - asked)
-                    asked = now
-                    bar.set_postfix_str(f"{state}, {1000 * event.latency:.0f} ms")
-                    bar.update()
+                for place, event in stream:
+                    if isinstance(event, Event):
+                        watched[place].note(event)
+                        bar.set_postfix_str(f"{event.state}, {1000 * event.latency:.0f} ms")
+                        bar.update()
+                    elif event.error is not None:
+                        if not isinstance(event.error, (CacheFullError, VideoError)):
+                            raise event.error
+                        watched[place].failure = event.error  # what was seen is kept
             except KeyboardInterrupt:  # a live stream ends when one stops it; what was seen is kept
                 say("stopped")
-            except (CacheFullError, VideoError) as error:  # the same where it breaks off by itself
-                failure = error
 
-    replies = sum(event.text is not None for event in recording.events)
-    median = f"; median {1000 * statistics.median(costs):.1f} ms a frame" if costs else ""
-    print(f"{len(costs)} frames, {replies} replies{median}", flush=True)
-    if waiting:
-        print(f"not asked, the video ended before: {', '.join(f'{q.time:g}:{q.text}' for q in waiting)}")
-    if video.lost or video.warnings:
-        print(video.summary)
-    print(f"written to {_OUT.value}: {', '.join(Recording.NAMES)}")
-    if not isinstance(frames, Video):
-        again = f", reconnects: {frames.reconnects}" if isinstance(frames, LiveVideo) else ""
-        print(f"late frames dropped: {frames.dropped}{again}")
-    if failure is not None:
-        raise failure
+    for one in watched.values():
+        one.tell()
+    for one in watched.values():
+        if one.failure is not None:
+            raise one.failure
 
 
 if __name__ == "__main__":

@@ -77,6 +77,22 @@ def test_a_window_of_turns_watches_to_the_end(run, clip, tmp_path):
     assert len(lines) == 12 and any(line["text"] for line in lines)
 
 
+def test_several_videos_are_watched_together_each_with_a_folder_of_its_own(run, clip, tmp_path):
+    code, out, _ = run(f"--video={clip}", f"--video={clip}", "--query=Narrate what happens.", f"--out={tmp_path / 'o'}")
+    assert code == 0 and out.count("query") == 2
+    folders = sorted(path.name for path in (tmp_path / "o").iterdir())
+    assert folders == [f"1-{clip.stem}", f"2-{clip.stem}"]
+    records = [(tmp_path / "o" / name / "events.jsonl").read_text().splitlines() for name in folders]
+    facts = [[(e["time"], e["state"], e["text"]) for e in map(json.loads, lines)] for lines in records]
+    assert facts[0] == facts[1] and len(facts[0]) > 5
+    assert all((tmp_path / "o" / name / "timeline.png").stat().st_size > 1000 for name in folders)
+
+
+def test_one_of_several_videos_that_cannot_be_opened_is_one_line(run, clip, tmp_path):
+    code, _, err = run(f"--video={clip}", f"--video={tmp_path / 'none.mp4'}", f"--out={tmp_path / 'o'}")
+    assert code == 1 and "none.mp4" in err and not (tmp_path / "o").exists()
+
+
 def test_in_real_time_the_clock_is_kept(run, tmp_path, monkeypatch):
     short = tmp_path / "short.mp4"
     write_video(world.make_world(41, 1, world.WorldConfig(10, 10)), short, 96, 8, 16)
@@ -161,7 +177,7 @@ def test_a_damaged_video_is_watched_as_far_as_it_goes_and_says_so(run, clip, tmp
 
 
 def test_what_was_seen_is_kept_when_the_cache_is_full(run, clip, tmp_path):
-    code, out, err = run(f"--video={clip}", "--capacity=256", f"--out={tmp_path}")
+    code, out, err = run(f"--video={clip}", "--fps=4", "--capacity=256", f"--out={tmp_path}")
     assert code == 1 and err.splitlines()[-1].startswith("error: the cache holds 256 tokens")
     assert 4 <= len((tmp_path / "events.jsonl").read_text().splitlines()) < 12
 

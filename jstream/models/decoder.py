@@ -132,9 +132,10 @@ class Decoder(nn.Module):
         turn = lambda positions: rope.rotary_angles(
             positions, c.head_dim, c.rope_theta, c.mrope_section, c.mrope_interleaved
         )
-        moved = view is not None and view.sink_rope is not None
-        angles = Angles(turn(rope_positions), turn(view.sink_rope) if moved else None)
+        sink_rope = None if view is None else view.sink_rope
+        angles = Angles(turn(rope_positions), None if sink_rope is None else turn(sink_rope))
         if cache is not None:
+            assert view is not None
             cache = write_positions(cache, view, positions_BT)
         elif segments_BT is None:
             segments_BT = jnp.zeros_like(positions_BT)

@@ -20,11 +20,12 @@ READS = 2048  # slots that a step reads at least, where it need not read all; th
 
 
 def _steps_of_four(first: int, last: int) -> list[int]:
-    """first, 4 · first, … below last, then last."""
-    steps = [min(first, last)]
-    while steps[-1] < last:
-        steps.append(min(4 * steps[-1], last))
-    return steps
+    """first, 4 · first, … up to half of last, then last."""
+    steps = []
+    while 2 * first <= last:
+        steps.append(first)
+        first *= 4
+    return [*steps, last]
 
 
 class Batch:
@@ -76,13 +77,12 @@ class Batch:
         Returns:
             What comes of them, for those that it was done for: the others are still to be done.
         """
-        of = lambda kind: {place: wish for place, wish in wishes.items() if isinstance(wish, kind)}
-        if rebases := of(Rebase):
+        if rebases := {place: wish for place, wish in wishes.items() if isinstance(wish, Rebase)}:
             return self._turn_back(rebases)
-        if looks := of(Look):
-            embedded = self._embed([look.clip for look in looks.values()])
+        if looks := {place: wish.clip for place, wish in wishes.items() if isinstance(wish, Look)}:
+            embedded = self._embed(list(looks.values()))
             return {place: embedded[i : i + 1] for i, place in enumerate(looks)}
-        return self._feed(of(Chunk))
+        return self._feed({place: wish for place, wish in wishes.items() if isinstance(wish, Chunk)})
 
     # ------------------------------------------------------------------------------------------------------ the steps
 

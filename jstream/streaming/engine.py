@@ -92,7 +92,11 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a frame waits or a turn is under way."""
-        return any(place.frames or place.turn for place in self._places.values())
+        return any(map(self.waits, self._places))
+
+    def waits(self, place: int) -> bool:
+        """Whether a stream has a frame that waits or is under way."""
+        return bool(self._places[place].frames or self._places[place].turn)
 
     def open(self, seed: int = 0) -> int:
         """Begins a stream, and returns its place.
