@@ -1,5 +1,5 @@
-"""How fast the input pipeline makes rows: from videos, from a prepared dataset, or from the world, in one worker process
-and in several; and whether a training step of a given length would wait for it."""
+"""How fast the input pipeline makes rows: from videos, from a prepared dataset, or from the world, in one worker
+process and in several; and whether a training step of a given length would wait for it."""
 
 import contextlib
 import time

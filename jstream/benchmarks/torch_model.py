@@ -1,5 +1,5 @@
 """The same model in torch, as one would train it with transformers: its Llama, its SigLIP, peft's adapters. Only what
-transformers lacks is written here: a stem before the patches, patches that see two frames, frame tokens in their places.
+transformers lacks is written here: a stem before the patches, patches of two frames, frame tokens in their places.
 
 Needs the extra `parity`; only `benchmarks/peer.py` imports it.
 """
@@ -42,13 +42,13 @@ class Stem(nn.Module):
 
 
 class TorchVideoLM(nn.Module):
-    """SigLIP, connector and Llama, joined as `models/video_lm.py` joins them; scaled dot-product attention throughout."""
+    """SigLIP, connector and Llama, joined as `models/video_lm.py` joins them; SDPA attention throughout."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         vision, decoder = config.vision, config.decoder
         assert isinstance(vision, SiglipConfig)
-        self.config = config
+        self.vision_config = vision
         self.vision = transformers.SiglipVisionModel._from_config(
             transformers.SiglipVisionConfig(
                 hidden_size=vision.width, intermediate_size=vision.mlp_dim, num_hidden_layers=vision.num_layers,
@@ -77,7 +77,7 @@ class TorchVideoLM(nn.Module):
 
     def embed_frames(self, frames, first):
         """uint8 [B, F, H, W, 3] → frame tokens [B, F · M, D]."""
-        vision = self.config.vision
+        vision = self.vision_config
         if vision.num_images > 1:
             before = torch.where(first[:, :, None, None, None], frames, frames.roll(1, dims=1))
             frames = torch.cat([before, frames], dim=-1)
@@ -134,6 +134,7 @@ def names_of(config: ModelConfig, shapes: Mapping[str, np.ndarray]) -> dict[str,
     """Which of our params each of the model's parameters is made of: its name → (our paths, pattern, sizes of axes), by
     the tables of published checkpoints and the stem's own."""
     vision, own = config.vision, {}
+    assert isinstance(vision, SiglipConfig)
     stem = "vision/(stem_|patch_embedding|position_embedding)"
     rooms = {"siglip": ("vision/", "vision."), "llama": ("decoder/", "llm."), "": ("projector/mlp/", "")}
     for family, (room, prefix) in rooms.items():

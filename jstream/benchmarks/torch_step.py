@@ -1,4 +1,4 @@
-"""A training step in torch, as plainly as one would write it: forward, backward, clip, AdamW. Needs the extra `parity`."""
+"""A training step in torch, as plainly as one would write it: forward, backward, clip, AdamW (extra `parity`)."""
 
 import contextlib
 import os
