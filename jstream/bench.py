@@ -21,6 +21,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing."
 _STEPS = flags.DEFINE_integer("steps", 20, "How many steps, or rows, are timed.", lower_bound=1)
 _STAGE = flags.DEFINE_integer("stage", -1, "Which stage of the config, the first is 0; the last by default.")
 _TURNS = flags.DEFINE_integer("turns", 60, "Turns of each made-up dialogue.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 0, "Rows of a step, in one part; the stage's by default.", lower_bound=0)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row; the stage's by default.", lower_bound=0)
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Token slots of a row; the stage's by default.", lower_bound=0)
 _PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch and transformers; extra `parity`.")
 _TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "With --peer: beside torch.compile as well.")
 _DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or a prepared folder; the world by default.")
@@ -47,6 +50,7 @@ def main() -> None:
     config = command.given_config()
     if config is None or not config.stages:
         raise ConfigError("expected --config=FILE with stages, e.g. --config=configs/tiny.py")
+    config = train.sized(config, _STAGE.value, _ROWS.value, _FRAMES.value, _TOKENS.value)
     figures = MODES[_MODE.value](config)
     where = report.machine()
     print(report.table(where, figures))

@@ -168,6 +168,12 @@ def test_what_the_peer_cannot_do_is_an_error(settings, message):
         peer.plain(published("streamo"), 0)
 
 
+def test_a_stage_can_be_made_smaller_to_fit_a_device():
+    stage = train.sized(published("videollm_online"), -1, rows=1, frames=0, tokens=4096).stages[0]
+    assert (stage.rows, stage.accumulate, stage.frames, stage.tokens) == (1, 1, 1280, 4096)
+    assert train.sized(CONFIG, 1, 0, 0, 0) == CONFIG
+
+
 def test_the_peer_and_we_minimise_cross_entropy_alone():
     config = peer.plain(CONFIG, -1)
     assert config.stages == (dataclasses.replace(CONFIG.stages[1], objective=ObjectiveConfig("ce")),)

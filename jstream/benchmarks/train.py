@@ -61,6 +61,24 @@ def with_steps(config: TrainConfig, number: int) -> TrainConfig:
     return dataclasses.replace(config, stages=tuple(stages))
 
 
+def sized(config: TrainConfig, number: int, rows: int, frames: int, tokens: int) -> TrainConfig:
+    """The config with other sizes of one stage, to fit one device; 0 leaves what there is.
+
+    Args:
+        rows: of a step, which then go through the model in one part.
+    """
+    number = stage_number(config, number)
+    stages, stage = list(config.stages), config.stages[number]
+    stages[number] = dataclasses.replace(
+        stage,
+        rows=rows or stage.rows,
+        accumulate=1 if rows else stage.accumulate,
+        frames=frames or stage.frames,
+        tokens=tokens or stage.tokens,
+    )
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
 def figures_of_rows(config: TrainConfig, number: int, batch: dict[str, np.ndarray]) -> list[Figure]:
     """What is learned from in a step."""
     stage, work = config.stages[number], Work.of(batch)
