@@ -25,7 +25,6 @@ _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a step, in one part; the stage'
 _FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row; the stage's by default.", lower_bound=0)
 _TOKENS = flags.DEFINE_integer("tokens", 0, "Token slots of a row; the stage's by default.", lower_bound=0)
 _PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch and transformers; extra `parity`.")
-_TORCH_COMPILE = flags.DEFINE_bool("torch_compile", False, "With --peer: beside torch.compile as well.")
 _DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or a prepared folder; the world by default.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "The most processes that make rows; one is always timed.", lower_bound=1)
 _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: says how long it would wait for rows.")
@@ -33,7 +32,7 @@ _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: s
 
 def _train(config: TrainConfig) -> Sequence[Figure]:
     if _PEER.value:
-        return peer.measure(config, _STAGE.value, _STEPS.value, _TURNS.value, _TORCH_COMPILE.value)
+        return peer.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
     return train.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
 
 

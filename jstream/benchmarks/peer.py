@@ -41,12 +41,11 @@ def plain(config: TrainConfig, number: int) -> TrainConfig:
     return dataclasses.replace(config, stages=(stage,), optimizer="adamw", lora=no_dropout)
 
 
-def measure(config: TrainConfig, number: int, steps: int, turns: int, compiled: bool) -> list[Figure]:
+def measure(config: TrainConfig, number: int, steps: int, turns: int) -> list[Figure]:
     """Times both.
 
     Args:
         steps: of each, in ROUNDS rounds.
-        compiled: whether `torch.compile` is timed as well.
 
     Raises:
         ConfigError: torch is missing, the model is not written in torch here, or the losses are not the same.
@@ -61,13 +60,11 @@ def measure(config: TrainConfig, number: int, steps: int, turns: int, compiled: 
     ours = Step(config, 0, turns)
     ours.begin()
     params, trained = {**ours.state.trained, **ours.frozen}, set(ours.state.trained)
-    make = lambda compile_it: TorchStep(config, jax.tree.map(np.asarray, params), trained, ours.batch, compile_it)
+    theirs = TorchStep(config, jax.tree.map(np.asarray, params), trained, ours.batch)
     runs: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
-        "torch": (make(False), float),
+        "torch": (theirs, float),
         "ours": (ours, lambda metrics: float(metrics["loss"])),
     }
-    if compiled:
-        runs["torch_compiled"] = (make(True), float)
     losses = {name: [value(run()) for _ in range(COMPARED)] for name, (run, value) in runs.items()}
     for name, found in losses.items():
         if not np.allclose(found, losses["ours"], rtol=CLOSE[config.compute_dtype], atol=0):

@@ -38,7 +38,6 @@ class TorchStep:
     Args:
         params: path → array, to start from.
         trained: paths of those that are learned.
-        compiled: whether `torch.compile` makes the forward and the backward pass.
     """
 
     def __init__(
@@ -47,14 +46,12 @@ class TorchStep:
         params: Mapping[str, np.ndarray],
         trained: set[str],
         batch: Mapping[str, np.ndarray],
-        compiled: bool,
     ):
         torch.set_num_threads(os.cpu_count() or 1)
         self.config, self.stage, self.steps = config, config.stages[0], 0
         self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-        model = torch_model(config, params, trained, self.device)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.model = torch.compile(model, dynamic=False) if compiled else model
+        self.model = torch_model(config, params, trained, self.device)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         decays = [p for p in self.parameters if p.ndim >= 2]
         others = [p for p in self.parameters if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(

@@ -48,7 +48,7 @@ def test_steps_of_torch_have_our_losses(kind, monkeypatch):
     ours = Step(config, 0, turns=7)
     ours.begin()
     params = jax.tree.map(np.asarray, {**ours.state.trained, **ours.frozen})
-    theirs = TorchStep(config, params, set(ours.state.trained), ours.batch, compiled=False)
+    theirs = TorchStep(config, params, set(ours.state.trained), ours.batch)
     mine, found = zip(*((float(ours()["loss"]), float(theirs())) for _ in range(4)))
     np.testing.assert_allclose(found[:1], mine[:1], rtol=1e-5)
     np.testing.assert_allclose(found, mine, rtol=1e-4)
