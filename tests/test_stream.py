@@ -179,7 +179,7 @@ def test_a_damaged_video_is_watched_as_far_as_it_goes_and_says_so(run, clip, tmp
 def test_what_was_seen_is_kept_when_the_cache_is_full(run, clip, tmp_path):
     code, out, err = run(f"--video={clip}", "--fps=4", "--capacity=256", f"--out={tmp_path}")
     assert code == 1 and err.splitlines()[-1].startswith("error: the cache holds 256 tokens")
-    assert 4 <= len((tmp_path / "events.jsonl").read_text().splitlines()) < 12
+    assert 4 <= len((tmp_path / "events.jsonl").read_text().splitlines()) < 20
 
 
 def test_a_stream_without_a_frame_is_no_crash(run, clip, tmp_path):

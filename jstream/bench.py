@@ -1,0 +1,61 @@
+"""Measures speed and memory, on the devices that are here: one mode for each thing that is measured.
+
+    python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
+    python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
+    python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
+
+What is measured, and what was found where: docs/benchmarks.md. The folder gets `report.json`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from jstream import command
+from jstream.benchmarks import peer, report, rows, train
+from jstream.benchmarks.report import Figure
+from jstream.config import ConfigError, TrainConfig
+
+_MODE = flags.DEFINE_string("mode", None, "What to measure.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing.")
+_STEPS = flags.DEFINE_integer("steps", 20, "How many steps, or rows, are timed.", lower_bound=1)
+_STAGE = flags.DEFINE_integer("stage", -1, "Which stage of the config, the first is 0; the last by default.")
+_TURNS = flags.DEFINE_integer("turns", 60, "Turns of each made-up dialogue.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 0, "Rows of a step, in one part; the stage's by default.", lower_bound=0)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row; the stage's by default.", lower_bound=0)
+_TOKENS = flags.DEFINE_integer("tokens", 0, "Token slots of a row; the stage's by default.", lower_bound=0)
+_PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch and transformers; extra `parity`.")
+_DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or a prepared folder; the world by default.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "The most processes that make rows; one is always timed.", lower_bound=1)
+_STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: says how long it would wait for rows.")
+
+
+def _train(config: TrainConfig) -> Sequence[Figure]:
+    if _PEER.value:
+        return peer.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
+    return train.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
+
+
+def _rows(config: TrainConfig) -> Sequence[Figure]:
+    return rows.measure(config, _STAGE.value, _DIALOGUES.value, _WORKERS.value, _STEPS.value, _STEP_MS.value)
+
+
+MODES: dict[str, Callable[[TrainConfig], Sequence[Figure]]] = {"train": _train, "rows": _rows}
+
+
+def main() -> None:
+    if _MODE.value not in MODES:
+        raise ConfigError(f"mode: expected --mode={'|'.join(MODES)}, found {_MODE.value!r}")
+    config = command.given_config()
+    if config is None or not config.stages:
+        raise ConfigError("expected --config=FILE with stages, e.g. --config=configs/tiny.py")
+    config = train.sized(config, _STAGE.value, _ROWS.value, _FRAMES.value, _TOKENS.value)
+    figures = MODES[_MODE.value](config)
+    where = report.machine()
+    print(report.table(where, figures))
+    if _OUT.value:
+        print(f"done: {report.write(_OUT.value, _MODE.value, where, figures)}")
+
+
+if __name__ == "__main__":
+    command.run(main)

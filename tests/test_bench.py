@@ -1,0 +1,187 @@
+"""The bench command reports what it measured, and says in one line what it cannot do. How fast it is, no test says."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jstream.benchmarks import memory, peer, report, rows, synthetic, train
+from jstream.config import ConfigError, ObjectiveConfig, QwenVisionConfig, TrainConfig, from_dict
+from jstream.data.dialogue import Dialogue, Query, Response, write_raw
+from jstream.data.world import make_world
+from jstream.data.world.write import write_video
+from jstream.protocols.protocol import STATE
+from jstream.training.compiled import foretold
+from tests.published_configs import published
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+import smallest  # noqa: E402
+
+CONFIG: TrainConfig = from_dict(TrainConfig, smallest.get_config().to_dict())
+# one device: the tests have four
+ALONE = dataclasses.replace(CONFIG, mesh=dataclasses.replace(CONFIG.mesh, data=2, fsdp=1, tensor=-1))
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "jstream.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_the_command_times_a_step_and_leaves_a_report(tmp_path):
+    done = run("--mode=train", "--config=tests/smallest.py", "--steps=3", "--turns=6", f"--out={tmp_path}",
+               "--config.mesh.data=2", "--config.mesh.fsdp=1", "--config.mesh.tensor=-1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["mode"] == "train" and found["stage"] == 1 and found["steps"] == 3
+    assert found["machine"]["platform"] == "cpu" and found["machine"]["versions"]["jax"] == jax.__version__
+    assert 0 < found["tokens"] <= 2 * 320 and 0 < found["frames"] <= 2 * 16 and found["dialogues"] >= 2
+    assert 0 < found["step_median_ms"] <= found["step_p99_ms"] and found["flops_a_step"] > 1e6
+    ratio = found["tokens_per_second"] / found["frames_per_second"]
+    assert ratio == pytest.approx(found["tokens"] / found["frames"])
+    assert found["mfu"] is None and found["floor_ms"] is None  # a CPU's peak is not known
+    assert found["memory_foretold_gib"] > 0
+    assert "tokens per second" in done.stdout and [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--mode=speed", "--config=tests/smallest.py"], "expected --mode=train|rows, found 'speed'"),
+        (["--mode=train"], "expected --config=FILE with stages"),
+        (["--mode=train", "--config=tests/smallest.py", "--stage=2"], "expected one of the 2 stages"),
+        (["--mode=rows", "--config=tests/smallest.py", "--dialogues=nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_what_cannot_be_is_an_error_of_one_line(arguments, line):
+    done = run(*arguments)
+    assert done.returncode == 1 and line in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("name", ["streamo", "videollm_online"])
+def test_made_up_rows_are_full_of_whole_dialogues_with_valid_ids(name):
+    config = train.with_steps(published(name), 0)
+    vision = config.model.vision
+    if isinstance(vision, QwenVisionConfig):
+        vision = dataclasses.replace(vision, frame_height=56, frame_width=56)
+    else:
+        vision = dataclasses.replace(vision, image_size=32)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
+    stage = dataclasses.replace(config.stages[0], rows=2, accumulate=1, frames=80, tokens=1200)
+    batch, state_ids = synthetic.synthetic_batch(config, stage, turns=20)
+    size, used = config.model.decoder.vocab_size, batch["positions"] >= 0
+    text = used & ~batch["is_frame"]
+    assert batch["tokens"][text].min() >= 0 and batch["tokens"][text].max() < size
+    assert batch["tokens"][text].max() > size // 2  # from all of the vocabulary
+    learned = batch["kinds"] > 0
+    assert learned.any() and batch["labels"][learned].max() < size
+    of_states = batch["labels"][batch["kinds"] == STATE]
+    assert set(np.unique(of_states)) <= set(state_ids) and len(np.unique(of_states)) > 1
+    frames = (batch["decisions"] >= 0).sum(axis=1)
+    assert (batch["is_frame"].sum(axis=1) == frames * vision.tokens_per_frame).all()
+    full = (frames == stage.frames) | (used.sum(axis=1) > 0.9 * stage.tokens)
+    assert full.all() and (batch["first"].sum(axis=1) == -(-frames // 20)).all()
+
+
+def test_made_up_rows_for_the_vision_tower_alone_have_frames_and_no_tokens():
+    batch, _ = synthetic.synthetic_batch(CONFIG, CONFIG.stages[0], turns=4)
+    assert batch["tokens"].shape == (2, 0) and batch["first"].sum() == 4 and (batch["decisions"] >= 0).sum() == 12
+    assert batch["words"].any() and batch["frames"].std() > 50
+
+
+def test_a_vocabulary_that_is_too_small_is_an_error():
+    small = dataclasses.replace(CONFIG.model.decoder, vocab_size=600)
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, decoder=small))
+    with pytest.raises(ConfigError, match="vocab_size: expected at least the 640"):
+        synthetic.bundled_protocol(config)
+
+
+def test_a_step_is_counted_as_training_counts_it():
+    step = train.Step(ALONE, 1, turns=8)
+    step.begin()
+    metrics = step()
+    assert np.isfinite(float(metrics["loss"])) and int(step.state.step) == 1
+    assert step.work.tokens == (step.batch["positions"] >= 0).sum()
+    kernels = [x for path, x in step.state.trained.items() if path.startswith("decoder/") and path.endswith("kernel")]
+    assert step.flops > 6 * step.work.tokens * sum(x.size for x in kernels)
+    # params, the moments of the optimizer and the batch at least
+    assert foretold(step.compiled) > sum(x.nbytes for x in jax.tree.leaves(step.state)) / jax.device_count()
+
+
+def test_the_host_is_one_ahead_of_what_is_timed():
+    told = []
+
+    class Slow:
+        def __init__(self, number):
+            self.number = number
+
+        def block_until_ready(self):
+            told.append(("done", self.number))
+            return self
+
+    def dispatch():
+        told.append(("begun", sum(what == "begun" for what, _ in told)))
+        return Slow(told[-1][1])
+
+    timing = report.timed(dispatch, 3)
+    assert told == [("begun", 0), ("begun", 1), ("done", 0), ("begun", 2), ("done", 1), ("done", 2)]
+    assert len(timing.each) == 3 and timing.whole == pytest.approx(sum(timing.each))
+
+
+def test_the_peak_of_a_process_is_seen():
+    peak = memory.ProcessPeak(counted=1 << 20)
+    if not peak.known:
+        pytest.skip("expected /proc/self/clear_refs, which Linux has")
+    np.ones(64 << 17).sum()  # 64 MiB, gone again
+    assert 60 << 20 < peak.bytes() < 120 << 20
+
+
+def test_rows_of_videos_are_counted(tmp_path):
+    world = make_world(3, 0)
+    write_video(world, tmp_path / "a.mp4", 48)
+    said = Dialogue("a.mp4", (Query("What happens?", 1.0),), (Response("something", 4.0),), "tsqa", "here")
+    write_raw(tmp_path / "said.json", [said] * 4)
+    found = {f.key: f.value for f in rows.measure(CONFIG, 1, str(tmp_path / "said.json"), 1, 2, step_ms=1e9)}
+    assert found["rows"] == 2 and found["waiting_1_worker"] == 0
+    frames = found["frames_per_second_1_worker"] / found["rows_per_second_1_worker"]
+    assert 1 <= frames <= CONFIG.stages[1].frames
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": 0}, "expected one with tokens"),
+        ({"remat": "dots"}, "expected --config.remat=none or layer"),
+    ],
+)
+def test_what_the_peer_cannot_do_is_an_error(settings, message):
+    number = settings.pop("stage", 1)
+    with pytest.raises(ConfigError, match=message):
+        peer.plain(dataclasses.replace(CONFIG, **settings), number)
+    with pytest.raises(ConfigError, match="found a Qwen model"):
+        peer.plain(published("streamo"), 0)
+
+
+def test_a_stage_can_be_made_smaller_to_fit_a_device():
+    stage = train.sized(published("videollm_online"), -1, rows=1, frames=0, tokens=4096).stages[0]
+    assert (stage.rows, stage.accumulate, stage.frames, stage.tokens) == (1, 1, 1280, 4096)
+    assert train.sized(CONFIG, 1, 0, 0, 0) == CONFIG
+
+
+def test_the_peer_and_we_minimise_cross_entropy_alone():
+    config = peer.plain(CONFIG, -1)
+    assert config.stages == (dataclasses.replace(CONFIG.stages[1], objective=ObjectiveConfig("ce")),)
+    assert config.optimizer == "adamw" and config.lora.dropout == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is here")
+@pytest.mark.may_skip("where the extra `parity` is installed")
+def test_without_torch_the_peer_is_an_error_of_one_line():
+    done = run("--mode=train", "--peer", "--config=tests/smallest.py", "--config.mesh.data=1")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
