@@ -62,6 +62,7 @@ def compile_without_devices() -> None:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_HOST_BOUNDS": "1,1,1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # cuDNN and a driver are needed to run, not to compile
     }.items():
         os.environ.setdefault(name, value)
     # cuBLAS for products: without a card Triton's tile sizes cannot be tried out

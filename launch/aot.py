@@ -13,15 +13,19 @@ from jstream import accelerators
 
 accelerators.compile_without_devices()
 
-import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
 from jstream import command  # noqa: E402
 from jstream.accelerators import GIB, abstract_devices  # noqa: E402
 from jstream.config import ConfigError  # noqa: E402
-from jstream.training.compiled import compile_step, foretold, held  # noqa: E402
+from jstream.training.compiled import TooLarge, compile_step, foretold, held  # noqa: E402
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, f"What to compile for: {accelerators.KNOWN}.")
+
+
+def verdict(needed: float, memory: float) -> str:
+    fits = "fits" if needed < memory else f"does not fit, {(needed - memory) / GIB:.2f} GiB too many"
+    return f"{needed / GIB:.2f} GiB a chip of {memory / GIB:.2f}: {fits}"
 
 
 def main() -> None:
@@ -32,22 +36,19 @@ def main() -> None:
         devices, memory = abstract_devices(_TOPOLOGY.value)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--topology: {error}") from None
+    on = f"{len(devices)} × {_TOPOLOGY.value.partition(':')[0]}"
     for number in range(len(config.stages)):
         began = time.perf_counter()
         try:
-            compiled, state, frozen = compile_step(config, number, devices)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            print(f"stage {number}: does not fit {_TOPOLOGY.value}: {str(error).splitlines()[0]}")
+            compiled, state, frozen, batch = compile_step(config, number, devices)
+        except TooLarge as error:
+            print(f"stage {number} on {on}: {verdict(error.needed, memory)} ({time.perf_counter() - began:.0f} s)")
             continue
-        total, temporary = foretold(compiled), compiled.memory_analysis().temp_size_in_bytes
-        fits = "fits" if total < memory else "does not fit"
+        temporary = compiled.memory_analysis().temp_size_in_bytes
         print(
-            f"stage {number} on {len(devices)} × {_TOPOLOGY.value.partition(':')[0]}: {total / GIB:.2f} GiB a chip of "
-            f"{memory / GIB:.2f}: {fits}\n"
+            f"stage {number} on {on}: {verdict(foretold(compiled), memory)}\n"
             f"  trained params {held(state.trained) / GIB:.2f}, optimizer {held(state.opt_state) / GIB:.2f}, "
-            f"frozen params {held(frozen) / GIB:.2f}, temporary {temporary / GIB:.2f} GiB "
+            f"frozen params {held(frozen) / GIB:.2f}, batch {held(batch) / GIB:.2f}, temporary {temporary / GIB:.2f} GiB "
             f"(compiled in {time.perf_counter() - began:.0f} s)"
         )
 

@@ -84,7 +84,7 @@ def test_every_stream_is_what_it_would_be_alone(name, memory):
             same(events[number][index], event)
             spoken += event.text is not None
         assert len(events[number]) == LENGTHS[number]
-    assert 0 < spoken < sum(LENGTHS)
+    assert 0 < spoken < sum(LENGTHS) or name == "live"  # it speaks at every frame
 
 
 def test_a_word_and_a_frame_share_a_forward():
@@ -105,12 +105,12 @@ def test_a_word_and_a_frame_share_a_forward():
 
 def test_one_that_fails_ends_alone():
     model = make_model()
-    engine = Engine(model, 3, capacity=200, max_new_tokens=4)
+    engine = Engine(model, 3, capacity=180, max_new_tokens=4)
     places = [engine.open() for _ in range(3)]
     decide(engine._places[places[1]].stream, [RESPONSE] * 99)  # it talks until its cache is full
     for place in (0, 2):
         decide(engine._places[place].stream, [SILENCE] * 99)
-    session = Session(model, capacity=200)
+    session = Session(model, capacity=180)
     decide(session.stream, [SILENCE] * 99)
     failed, others = None, []
     for frame in frames(12):

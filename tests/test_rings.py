@@ -112,7 +112,7 @@ def test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory,
 
 
 def test_the_cache_stays_as_it_is_and_a_silent_turn_is_one_forward():
-    watched = Ring(model_of("siglip"), "sinks:4", max_new_tokens=5, script=[SILENCE] * 60)
+    watched = Ring(model_of("siglip"), "sinks:4", capacity=400, max_new_tokens=5, script=[SILENCE] * 60)
     size = watched.batch.cache.slots
     assert size < 60 * len(watched.model.protocol.open_turn(Turn(0, 1)))
     list(watched.watch(pictures(watched.model, 60)))

@@ -128,7 +128,7 @@ class Step:
             batch, state_ids = synthetic_batch(config, self.stage, turns)
         self.batch, self.work = batch, Work.of(batch)
         self.mesh = training_mesh(config.mesh)
-        self.compiled, self.shapes, _ = compile_step(config, number, jax.devices(), state_ids)
+        self.compiled, self.shapes, *_ = compile_step(config, number, jax.devices(), state_ids)
 
     def begin(self) -> None:
         """Fresh params, on the devices."""

@@ -4,10 +4,13 @@ import dataclasses
 import importlib.util
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jstream.accelerators import abstract_devices
+from jstream.accelerators import GIB, abstract_devices
 from jstream.config import MeshConfig, SiglipConfig
+from jstream.training.compiled import bytes_needed, compile_step, held
 from tests.published_configs import published
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -41,19 +44,31 @@ def shallow(rows=4, accumulate=1, **settings):
 def test_a_step_on_a_slice_is_cut_over_it(topology, mesh, accumulate):
     config = shallow(rows=4 * accumulate, accumulate=accumulate, mesh=mesh)
     devices, memory = abstract_devices(topology)
-    compiled, state, frozen = aot.compile_step(config, 0, devices)
+    compiled, state, *_ = compile_step(config, 0, devices)
     assert "splash" in compiled.as_text()
     params = sum(x.size for x in state.trained.values())
-    assert aot.held(state.trained) < 1.1 * 4 * params / (mesh.fsdp * mesh.tensor)
-    assert aot.held(state.opt_state) < 1.1 * 8 * params / (mesh.fsdp * mesh.tensor)
+    assert held(state.trained) < 1.1 * 4 * params / (mesh.fsdp * mesh.tensor)
+    assert held(state.opt_state) < 1.1 * 8 * params / (mesh.fsdp * mesh.tensor)
     found = compiled.memory_analysis()
-    assert found.alias_size_in_bytes >= aot.held(state)  # the state is donated, all of it
+    assert found.alias_size_in_bytes >= held(state)  # the state is donated, all of it
     # beside the state there is a gradient of the size of the params, a copy in bfloat16, and activations
-    assert found.temp_size_in_bytes < 3 * aot.held(state.trained) + 600e6
+    assert found.temp_size_in_bytes < 3 * held(state.trained) + 600e6
 
 
 @pytest.mark.parametrize("card", ["h200", "rtx3090"])
 def test_a_step_on_a_card_compiles(card):
     config = shallow(rows=1, mesh=MeshConfig(), attention="xla")
-    compiled, state, _ = aot.compile_step(config, 0, abstract_devices(card)[0])
-    assert compiled.memory_analysis().alias_size_in_bytes >= aot.held(state)
+    compiled, state, *_ = compile_step(config, 0, abstract_devices(card)[0])
+    assert compiled.memory_analysis().alias_size_in_bytes >= held(state)
+
+
+def test_what_does_not_fit_is_told_in_bytes():
+    devices, _ = abstract_devices("v5e:2x2")
+    place = jax.sharding.SingleDeviceSharding(devices[0])
+    x = jax.ShapeDtypeStruct((1 << 16, 1 << 16), jnp.bfloat16, sharding=place)
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.jit(lambda x: jnp.sort(x @ x, axis=0) @ x).lower(x).compile()
+    needed = bytes_needed(str(error.value), held(x))
+    assert needed is not None and 24 * GIB <= needed < 64 * GIB  # the argument, and two products at least
+    assert aot.verdict(20 * GIB, 16 * GIB) == "20.00 GiB a chip of 16.00: does not fit, 4.00 GiB too many"
+    assert bytes_needed("INTERNAL: something else", 0) is None
