@@ -2,7 +2,7 @@
 
     python launch/ablation.py --out=runs/ablation
 
-runs all of it and writes the table (docs/ablation.md). By hand, the base, and then any objective from it:
+runs all of it and writes the table. By hand, the base, and then any objective from it:
 
     python -m jstream.train --config=configs/ablation.py:base --workdir=runs/ablation/base
     python -m jstream.train --config=configs/ablation.py:focal --config.seed=1 --workdir=runs/ablation/focal-1 \

@@ -2,8 +2,8 @@
 
     python launch/ablation.py --out=runs/ablation [--seeds=1,2,3] [--objectives=ce,focal]
 
-Stopped, the same command goes on. At the end `table.md` and `results.json` lie in the folder; docs/ablation.md tells
-what they mean. Everything it starts is a command that can be given by hand (configs/ablation.py shows them).
+Stopped, the same command goes on. At the end `table.md` and `results.json` lie in the folder. Everything it starts is a
+command that can be given by hand (configs/ablation.py shows them).
 """
 
 import json

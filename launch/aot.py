@@ -48,8 +48,8 @@ def main() -> None:
         print(
             f"stage {number} on {on}: {verdict(foretold(compiled), memory)}\n"
             f"  trained params {held(state.trained) / GIB:.2f}, optimizer {held(state.opt_state) / GIB:.2f}, "
-            f"frozen params {held(frozen) / GIB:.2f}, batch {held(batch) / GIB:.2f}, temporary {temporary / GIB:.2f} GiB "
-            f"(compiled in {time.perf_counter() - began:.0f} s)"
+            f"frozen params {held(frozen) / GIB:.2f}, batch {held(batch) / GIB:.2f}, "
+            f"temporary {temporary / GIB:.2f} GiB (compiled in {time.perf_counter() - began:.0f} s)"
         )
 
 
