@@ -3,6 +3,8 @@
     python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
     python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
     python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
+    python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
+    python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
 
 What is measured, and what was found where: docs/benchmarks.md. The folder gets `report.json`.
 """
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from jstream import command
-from jstream.benchmarks import peer, report, rows, train
+from jstream.benchmarks import peer, report, rows, streams, train
 from jstream.benchmarks.report import Figure
 from jstream.config import ConfigError, TrainConfig
 
@@ -22,7 +24,7 @@ _STEPS = flags.DEFINE_integer("steps", 20, "How many steps, or rows, are timed."
 _STAGE = flags.DEFINE_integer("stage", -1, "Which stage of the config, the first is 0; the last by default.")
 _TURNS = flags.DEFINE_integer("turns", 60, "Turns of each made-up dialogue.", lower_bound=1)
 _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a step, in one part; the stage's by default.", lower_bound=0)
-_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row; the stage's by default.", lower_bound=0)
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row, or frames of a stream.", lower_bound=0)
 _TOKENS = flags.DEFINE_integer("tokens", 0, "Token slots of a row; the stage's by default.", lower_bound=0)
 _PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch and transformers; extra `parity`.")
 _DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or a prepared folder; the world by default.")
@@ -30,27 +32,48 @@ _WORKERS = flags.DEFINE_integer("workers", 2, "The most processes that make rows
 _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: says how long it would wait for rows.")
 
 
-def _train(config: TrainConfig) -> Sequence[Figure]:
+_STREAMS = flags.DEFINE_integer("streams", 16, "How many are watched at once.", lower_bound=1)
+_MEMORY = flags.DEFINE_string("memory", "", "Policy of the streams; append, and sinks for a long run, by default.")
+
+
+def _train(config: TrainConfig | None) -> Sequence[Figure]:
+    config = _with_stages(config)
     if _PEER.value:
         return peer.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
     return train.measure(config, _STAGE.value, _STEPS.value, _TURNS.value)
 
 
-def _rows(config: TrainConfig) -> Sequence[Figure]:
+def _rows(config: TrainConfig | None) -> Sequence[Figure]:
+    config = _with_stages(config)
     return rows.measure(config, _STAGE.value, _DIALOGUES.value, _WORKERS.value, _STEPS.value, _STEP_MS.value)
 
 
-MODES: dict[str, Callable[[TrainConfig], Sequence[Figure]]] = {"train": _train, "rows": _rows}
+def _with_stages(config: TrainConfig | None) -> TrainConfig:
+    if config is None or not config.stages:
+        raise ConfigError("expected --config=FILE with stages, e.g. --config=configs/tiny.py")
+    return train.sized(config, _STAGE.value, _ROWS.value, _FRAMES.value, _TOKENS.value)
+
+
+def _engine(config: TrainConfig | None) -> Sequence[Figure]:
+    return streams.measure_engine(config, _STREAMS.value, _FRAMES.value or 60, _MEMORY.value or "append")
+
+
+def _longrun(config: TrainConfig | None) -> Sequence[Figure]:
+    return streams.measure_longrun(config, _FRAMES.value or 10_000, _MEMORY.value or "sinks")
+
+
+MODES: dict[str, Callable[[TrainConfig | None], Sequence[Figure]]] = {
+    "train": _train,
+    "rows": _rows,
+    "engine": _engine,
+    "longrun": _longrun,
+}
 
 
 def main() -> None:
     if _MODE.value not in MODES:
         raise ConfigError(f"mode: expected --mode={'|'.join(MODES)}, found {_MODE.value!r}")
-    config = command.given_config()
-    if config is None or not config.stages:
-        raise ConfigError("expected --config=FILE with stages, e.g. --config=configs/tiny.py")
-    config = train.sized(config, _STAGE.value, _ROWS.value, _FRAMES.value, _TOKENS.value)
-    figures = MODES[_MODE.value](config)
+    figures = MODES[_MODE.value](command.given_config())
     where = report.machine()
     print(report.table(where, figures))
     if _OUT.value:

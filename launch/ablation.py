@@ -6,6 +6,7 @@ Stopped, the same command goes on. At the end `table.md` and `results.json` lie 
 command that can be given by hand (configs/ablation.py shows them).
 """
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -13,11 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from absl import flags
 from tqdm import tqdm
-
-from jstream import command
-from jstream.config import ConfigError
 
 OBJECTIVES = ("ce", "fixed", "focal", "focal_released", "class_balanced")
 MEASURED = {  # metric of the world benchmark → what the table calls it
@@ -32,11 +29,6 @@ MEASURED = {  # metric of the world benchmark → what the table calls it
     "false_responses_per_minute": "out of place, a minute",
 }
 CONFIG = "configs/ablation.py"
-
-_OUT = flags.DEFINE_string("out", None, "Folder of all runs, made if missing.")
-_SEEDS = flags.DEFINE_list("seeds", ["1", "2", "3"], "Of the videos that are learned from, and of their order.")
-_OBJECTIVES = flags.DEFINE_list("objectives", list(OBJECTIVES), "Which to compare.")
-_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 24, "Fresh videos that each model is scored on.", lower_bound=1)
 
 
 def command_of(module: str, *arguments: str) -> list[str]:
@@ -85,26 +77,39 @@ def table(found: dict[str, dict[str, list[float]]]) -> Iterator[str]:
         yield f"| {title} | " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    if not _OUT.value:
-        raise ConfigError("expected --out=FOLDER, e.g. --out=runs/ablation")
-    unknown = [name for name in _OBJECTIVES.value if name not in OBJECTIVES]
-    if unknown or not _OBJECTIVES.value or not all(seed.isdecimal() for seed in _SEEDS.value):
-        raise ConfigError(f"expected --objectives among {', '.join(OBJECTIVES)} and --seeds such as 1,2,3")
-    out = pathlib.Path(_OUT.value)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    listed = lambda text: text.split(",")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of all runs, made if missing")
+    parser.add_argument("--seeds", type=listed, default=["1", "2", "3"], help="of the videos that are learned from")
+    parser.add_argument("--objectives", type=listed, default=list(OBJECTIVES), help="which to compare")
+    parser.add_argument("--num_videos", type=int, default=24, help="fresh videos that each model is scored on")
+    options = parser.parse_args(argv)
+    if not set(options.objectives) <= set(OBJECTIVES):
+        parser.error(f"expected --objectives among {', '.join(OBJECTIVES)}, found {', '.join(options.objectives)}")
+    if not all(seed.isdecimal() for seed in options.seeds) or options.num_videos < 1:
+        parser.error("expected --seeds such as 1,2,3 and --num_videos ≥ 1")
+    return options
+
+
+def main() -> int:
+    options = parse()
+    out, objectives, seeds = options.out, options.objectives, options.seeds
     out.mkdir(parents=True, exist_ok=True)
-    for arguments in tqdm(missing(out, _OBJECTIVES.value, _SEEDS.value, _NUM_VIDEOS.value), unit="command"):
+    for arguments in tqdm(missing(out, objectives, seeds, options.num_videos), unit="command"):
         tqdm.write(" ".join(["python", *arguments[1:]]))
         if code := subprocess.run(arguments).returncode:
-            raise ConfigError(f"expected {' '.join(arguments[1:])} to end well, found exit code {code}; see above")
-    found = results(out, _OBJECTIVES.value, _SEEDS.value)
+            print(f"error: expected {' '.join(arguments[1:])} to end well, found exit code {code}", file=sys.stderr)
+            return 1
+    found = results(out, objectives, seeds)
     lines = list(table(found))
     for name, content in (("results.json", json.dumps(found, indent=1)), ("table.md", "\n".join(lines))):
         partial = out / f"{name}.partial"
         partial.write_text(content + "\n", encoding="utf-8")
         partial.replace(out / name)
     print("\n".join(lines))
+    return 0
 
 
 if __name__ == "__main__":
-    command.run(main)
+    sys.exit(main())

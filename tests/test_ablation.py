@@ -4,6 +4,8 @@ import json
 import pathlib
 import runpy
 
+import pytest
+
 launcher = runpy.run_path(str(pathlib.Path(__file__).resolve().parent.parent / "launch" / "ablation.py"))
 
 
@@ -26,3 +28,10 @@ def test_the_table_has_the_mean_and_the_spread_over_seeds(tmp_path):
     lines = list(launcher["table"](found))
     assert lines[0] == "| | ce |" and "| counting | 0.375 (0.250 – 0.500) |" in lines
     assert "| forward grounding, mIoU | – |" in lines
+
+
+@pytest.mark.parametrize("option", ["--objectives=ce,focus", "--seeds=one", "--num_videos=0"])
+def test_what_makes_no_sense_is_refused(tmp_path, option, capsys):
+    with pytest.raises(SystemExit) as refused:
+        launcher["parse"]([f"--out={tmp_path}", option])
+    assert refused.value.code == 2 and "expected --" in capsys.readouterr().err

@@ -98,6 +98,10 @@ class Engine:
         """Whether a stream has a frame that waits or is under way."""
         return bool(self._places[place].frames or self._places[place].turn)
 
+    def queued(self, place: int) -> int:
+        """Frames of a stream that wait behind the one that is under way."""
+        return len(self._places[place].frames)
+
     def open(self, seed: int = 0) -> int:
         """Begins a stream, and returns its place.
 
