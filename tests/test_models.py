@@ -145,7 +145,7 @@ def test_streaming_equals_one_full_forward(config):
         logits, cache = forward(params, live, positions, rope_positions, None, cache, at(used), config=config)
         got.append(logits[:, :new])
         used += new
-        assert int(cache.length) == used and int((cache.positions != EMPTY).sum()) == used
+        assert int((cache.positions != EMPTY).sum()) == used
     assert np.std(expected) > 0.3
     np.testing.assert_allclose(np.concatenate(got, axis=1), expected, atol=1e-4)
 

@@ -131,17 +131,24 @@ def test_a_question_is_said_again_when_its_turn_goes():
 
 
 def test_turns_that_say_too_much_go_early(monkeypatch):
-    model, script = model_of("siglip"), [RESPONSE] * NUM_FRAMES
+    model, script = model_of("siglip"), [RESPONSE] * (NUM_FRAMES + 3)
     with pytest.raises(ConfigError) as error:
         Ring(model, "sinks:6", capacity=100, max_new_tokens=30)
     least = int(str(error.value).split("capacity of ")[1].split()[0])
-    watched = Ring(model, "sinks:6", capacity=least, max_new_tokens=30, script=script)
+    watched = Ring(model, "sinks:6", capacity=least + 24, max_new_tokens=30, script=script)
     seen = pictures(model)
     got = [list(event.probs.values()) for event in watched.watch(seen, ASKED)]
     oldest = np.asarray(watched.oldest)
     assert (oldest >= claimed(watched, 6)).all() and (oldest > claimed(watched, 6)).any()
     assert set(oldest) <= {0, *watched.begins}  # whole turns
     np.testing.assert_allclose(got, probabilities(watched, seen, oldest, monkeypatch), atol=2e-5)
+    watched.reset()  # the longest question that may be asked has its place as well
+    question, room = "é?", watched.batch.lengths.room
+    while watched.stream._tokens_in(f"{question}!") <= room:
+        question += "!"
+    with pytest.raises(ValueError, match=f"at most {room} tokens"):
+        watched.ask(f"{question}!!!!")
+    assert len(list(watched.watch(seen[:3], {1: question}))) == 3
 
 
 def test_a_turn_that_is_longer_than_the_ring_is_an_error():

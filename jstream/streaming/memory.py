@@ -120,20 +120,24 @@ def window_capacity(memory: Memory, protocol: StreamProtocol, max_new_tokens: in
     return -(-tokens // 256) * 256
 
 
-def question_room(memory: Memory, protocol: StreamProtocol, max_new_tokens: int, capacity: int) -> int:
+def question_room(memory: Memory, protocol: StreamProtocol, max_new_tokens: int, capacity: int, beside: int = 0) -> int:
     """Tokens of questions that can stand: they fit with one turn and a reply; other turns go early for them.
+
+    Args:
+        beside: tokens that are taken otherwise.
 
     Raises:
         ConfigError: the window itself does not fit into the capacity.
     """
     assert memory.turns is not None
     least = capacity_for(protocol, memory.turns, (), 0) + max_new_tokens
+    least = max(least, capacity_for(protocol, 1, (), 0) + max_new_tokens + beside)
     if capacity < least:
         raise ConfigError(
             f"memory: expected a capacity of {least} tokens or more for a window of {memory.turns} turns, "
             f"found {capacity}: open the stream with a larger one, a smaller window, or no capacity at all"
         )
-    return min(capacity - capacity_for(protocol, 1, (), 0) - max_new_tokens, MAX_STANDING)
+    return min(capacity - capacity_for(protocol, 1, (), 0) - max_new_tokens - beside, MAX_STANDING)
 
 
 # --------------------------------------------------------------------------------------------- the slots of a cache

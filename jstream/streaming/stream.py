@@ -102,12 +102,14 @@ class Lengths:
         texts: of chunks without: a word of a reply, what opens a reply, and a long question.
         capacity: slots that tokens take.
         sinks: tokens that are never forgotten.
+        room: tokens of questions that can stand.
     """
 
     turns: tuple[int, ...]
     texts: tuple[int, ...]
     capacity: int
     sinks: int
+    room: int
 
     @property
     def longest(self) -> int:
@@ -129,16 +131,18 @@ class Lengths:
         label = Turn(100, 101)
         silent = len(protocol.close_turn(0)) + len(protocol.open_turn(label))
         silent = -(-silent // 8) * 8
-        capacity = settings.capacity or CAPACITY
-        if memory.turns is not None:
-            capacity = settings.capacity or mem.window_capacity(memory, protocol, settings.max_new_tokens)
-            mem.question_room(memory, protocol, settings.max_new_tokens, capacity)
+        longest = silent + 40
         sinks = 0
         if memory.sinks:
             before_frames = protocol.open_turn(label).index(protocol.frame_id)
             sinks = len(protocol.prefix) or min(mem.MIN_SINKS, before_frames)
-        texts = {1, len(protocol.open_reply(label)), silent + 40}
-        return cls((silent, silent + 40), tuple(sorted(texts)), capacity, sinks)
+        capacity, room = settings.capacity or CAPACITY, mem.MAX_STANDING
+        if memory.turns is not None:
+            capacity = settings.capacity or mem.window_capacity(memory, protocol, settings.max_new_tokens)
+            beside = sinks + 3 * longest if memory.ring else 0  # a ring is never quite full, see `Places.left`
+            room = mem.question_room(memory, protocol, settings.max_new_tokens, capacity, beside)
+        texts = {1, len(protocol.open_reply(label)), longest}
+        return cls((silent, longest), tuple(sorted(texts)), capacity, sinks, room)
 
 
 class Stream:
@@ -161,9 +165,7 @@ class Stream:
         self._heard: list[str] = []  # questions that stand; of them and the rest only a prompt needs to know
         self._kept: list[mem.KeptTurn] = []
         self._last_image: np.ndarray | None = None
-        self._room = mem.MAX_STANDING
-        if self._memory.turns is not None:
-            self._room = mem.question_room(self._memory, self.protocol, settings.max_new_tokens, lengths.capacity)
+        self._room = lengths.room
 
     def ask(self, text: str) -> None:
         """As `Session.ask`."""

@@ -3,6 +3,9 @@
 import pytest
 import test_engine
 import test_rings
+from test_training import CONFIG
+
+from jstream.benchmarks import streams
 
 
 @pytest.mark.parametrize(("name", "memory"), [("siglip", "window:4"), ("qwen", "sinks:4"), ("live", "sinks:4")])
@@ -15,3 +18,18 @@ def test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory,
 )
 def test_every_stream_is_what_it_would_be_alone(name, memory):
     test_engine.test_every_stream_is_what_it_would_be_alone(name, memory)
+
+
+def test_the_bench_of_streams_counts_every_frame_and_compares_what_was_said(monkeypatch):
+    monkeypatch.setattr(streams, "ROUNDS", 1)
+    found = {figure.key: figure.value for figure in streams.measure_engine(CONFIG, 3, 5, "sinks:3")}
+    assert found["events_equal"] == 1 and found["max_probability_difference"] < 1e-4
+    assert found["streams"] == 3 and found["frames_a_stream"] == 5
+    assert min(found["sessions_frames_per_second"], found["engine_frames_per_second"], found["ratio"]) > 0
+    assert 0 < found["engine_event_ms_median"] <= found["engine_event_ms_p95"]
+
+
+def test_a_long_run_tells_whether_anything_grows_or_is_compiled():
+    found = {figure.key: figure.value for figure in streams.measure_longrun(CONFIG, 60, "sinks:4")}
+    assert found["frames"] == 60 and found["compiled_while_running"] == 0
+    assert found["late_ms_median"] > 0 and found["late_resident_mib"] > 0
