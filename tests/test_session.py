@@ -256,6 +256,16 @@ def test_events_say_what_was_decided():
         assert event.latency > 0
 
 
+def test_the_threshold_may_be_changed_while_a_stream_runs():
+    watched = Session(make_model(), capacity=512, threshold=1.0, max_new_tokens=2)
+    seen = frames(3)
+    assert watched.see(seen[0]).state != "response"
+    watched.threshold = 0.0
+    assert watched.see(seen[1]).state == "response"
+    watched.reset()  # it stays
+    assert watched.see(seen[2]).state == "response"
+
+
 def test_sampled_replies_repeat_with_their_seed():
     def texts(seed):
         watched = Watcher(

@@ -71,6 +71,16 @@ class Session:
         self.stream = Stream(self.model, self._settings, self.batch.lengths, self._seed)
         self._started = False
 
+    @property
+    def threshold(self) -> float | None:
+        """May be changed at any time."""
+        return self.stream.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._settings = dataclasses.replace(self._settings, threshold=value)
+        self.stream.threshold = value
+
     def reset(self) -> None:
         """Forgets the stream and starts another; nothing is compiled again."""
         self._begin()

@@ -152,10 +152,14 @@ class Stream:
         model: whose language it speaks; its params are not touched.
         settings, lengths: see there.
         seed: of sampled replies.
+
+    Attributes:
+        threshold: as in the settings; may be changed at any time.
     """
 
     def __init__(self, model: Model, settings: Settings, lengths: Lengths, seed: int = 0):
         self.protocol, self.settings, self.lengths = model.protocol, settings, lengths
+        self.threshold = settings.threshold
         self._vision, self._multimodal = model.config.vision, bool(model.config.decoder.mrope_section)
         self._memory, self._seed = settings.memory, seed
         self.places = mem.Places(lengths.capacity, lengths.longest, self._memory, lengths.sinks)
@@ -198,7 +202,7 @@ class Stream:
         self._last_image = image
 
         scores, reply, text = result.scores, [], None
-        state = self.protocol.decide(scores, self.settings.threshold, asked=bool(asked))
+        state = self.protocol.decide(scores, self.threshold, asked=bool(asked))
         if state == RESPONSE:
             reply = yield from self._reply(self.protocol.open_reply(shown))
             text = self.protocol.decode_reply(reply)
