@@ -118,13 +118,18 @@ def test_streaming_equals_one_full_forward(mrope_section, temporal, pooled):
     tokens = np.asarray(watched.fed, np.int32)
     is_frame = tokens == model.protocol.frame_id
     rope, _ = rope_positions(is_frame, model.config.vision.token_grid, bool(mrope_section))
-    run = lambda *args, method: VideoLM(model.config).apply({"params": model.params}, *args, method=method)
     images = jnp.asarray(np.stack([frame.image for frame in seen]))[None]
     clips = stack_frames(images, jnp.arange(len(seen))[None] == 0, temporal)
-    frame_tokens = run(clips[0], method="embed_frames").reshape(1, -1, model.config.decoder.width)
-    embeds = run(tokens[None], is_frame[None], frame_tokens, method="embed_tokens")
-    hidden, _ = run(embeds, jnp.arange(len(tokens))[None], jnp.asarray(rope)[:, None], method="hidden")
-    logits = run(hidden, method="logits")[0]
+
+    @jax.jit
+    def whole(params):
+        run = lambda *args, method: VideoLM(model.config).apply({"params": params}, *args, method=method)
+        frame_tokens = run(clips[0], method="embed_frames").reshape(1, -1, model.config.decoder.width)
+        embeds = run(tokens[None], is_frame[None], frame_tokens, method="embed_tokens")
+        hidden, _ = run(embeds, jnp.arange(len(tokens))[None], jnp.asarray(rope)[:, None], method="hidden")
+        return run(hidden, method="logits")[0]
+
+    logits = whole(model.params)
     decided = np.flatnonzero(tokens == model.protocol.tokenizer.special("<|assistant|>"))
     want = jax.nn.softmax(logits[decided][:, jnp.asarray(model.protocol.state_ids)])
     assert len(decided) == len(SCRIPT)

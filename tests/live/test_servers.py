@@ -355,7 +355,7 @@ def test_a_watch_can_be_stopped_while_its_camera_is_away(camera, stream, tmp_pat
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "query" in line:
+        if re.search("silence|standby|response", line):  # the first frame has been seen
             source.kill()
         if "connecting again" in line:
             process.send_signal(signal.SIGTERM)
