@@ -136,6 +136,11 @@ def cache_sharding(config: DecoderConfig, batch: int, mesh: Mesh) -> NamedShardi
     return NamedSharding(mesh, _spec(("data", None, "kv"), (batch, 1, config.num_kv_heads), config, mesh))
 
 
+def placed(tree: Any, places: Any) -> Any:
+    """The shapes of a tree of arrays or shapes, each with its sharding from a tree of them."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+
 def optimizer_shardings(opt_state: Any, trained: Mapping[str, Any], config: DecoderConfig, mesh: Mesh) -> Any:
     """Where an optimizer's state lies: what belongs to a param lies as it does, the rest on every device.
 

@@ -9,6 +9,7 @@ command that can be given by hand (configs/ablation.py shows them).
 import argparse
 import json
 import pathlib
+import runpy
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
-OBJECTIVES = ("ce", "fixed", "focal", "focal_released", "class_balanced")
 MEASURED = {  # metric of the world benchmark → what the table calls it
     "state_accuracy": "state accuracy",
     "response_recall": "response recall",
@@ -29,6 +29,7 @@ MEASURED = {  # metric of the world benchmark → what the table calls it
     "false_responses_per_minute": "out of place, a minute",
 }
 CONFIG = "configs/ablation.py"
+OBJECTIVES = tuple(runpy.run_path(str(pathlib.Path(__file__).resolve().parent.parent / CONFIG))["OBJECTIVES"])
 
 
 def command_of(module: str, *arguments: str) -> list[str]:

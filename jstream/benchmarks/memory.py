@@ -17,6 +17,11 @@ def device_peak() -> int | None:
     return max(known) if known else None
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where Linux does not tell."""
+    return _of_status("VmRSS")
+
+
 class ProcessPeak:
     """The most resident memory that this process takes from now on, beside what it has now: that of a program on a CPU.
 
@@ -30,7 +35,7 @@ class ProcessPeak:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)  # what was freed would be taken again without a trace
             _RESET.write_text(_RESET_PEAK)
-        self._before = _of_status("VmRSS") - counted
+        self._before = resident() - counted
 
     def bytes(self) -> int | None:
         """None where Linux does not tell."""

@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from jstream.benchmarks.report import Figure
 from jstream.benchmarks.synthetic import bundled_protocol
-from jstream.benchmarks.train import Work, stage_number, with_steps
+from jstream.benchmarks.train import stage_number, with_steps
 from jstream.config import ConfigError, TrainConfig
 from jstream.data.batches import batches
 from jstream.data.video_rows import VideoRows
 from jstream.data.world_rows import WorldRows
 from jstream.protocols import make_protocol
 from jstream.protocols.tokenizer import Tokenizer
+from jstream.training.flops import Work
 
 
 def measure(config: TrainConfig, number: int, dialogues: str, workers: int, count: int, step_ms: float) -> list[Figure]:

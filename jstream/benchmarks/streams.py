@@ -4,7 +4,6 @@ Videos are worlds, drawn beforehand. With no config the bundled model watches th
 size with random weights, which speaks as it happens to.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jstream.benchmarks.memory import resident
 from jstream.benchmarks.report import Figure
 from jstream.benchmarks.synthetic import bundled_protocol
 from jstream.config import TrainConfig
@@ -157,7 +157,7 @@ def measure_longrun(config: TrainConfig | None, frames: int, memory: str) -> lis
         spoken += event.text is not None
         costs.append(event.latency if event.text is None else None)
         if (number + 1) % part == 0:
-            held.append(_resident())
+            held.append(resident())
     listening = False
     silent = lambda stretch: [cost for cost in stretch if cost is not None] or [float("nan")]
     first, last = silent(costs[part : 2 * part]), silent(costs[-part:])  # the first tenth warms up
@@ -172,15 +172,6 @@ def measure_longrun(config: TrainConfig | None, frames: int, memory: str) -> lis
         Figure("ms_p99", 1e3 * float(np.percentile(silent(costs[part:]), 99)), "{:.2f}"),
         Figure("early_resident_mib", held[0] / 2**20, "{:,.0f}"),
         Figure("late_resident_mib", held[-1] / 2**20, "{:,.0f}"),
-        Figure("resident_beside_early", held[-1] / held[0], "{:.3f}"),
+        Figure("resident_beside_early", held[-1] / held[0] if held[0] else None, "{:.3f}"),
         Figure("device_arrays", len(jax.live_arrays())),
     ]
-
-
-def _resident() -> int:
-    """Bytes of memory that the process holds; its peak where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from jstream.config import ConfigError, TrainConfig
 from jstream.data.world.labels import WORDS
 from jstream.sharding import training_mesh
 from jstream.training.compiled import compile_step, foretold, held
-from jstream.training.flops import step_flops
+from jstream.training.flops import Work, step_flops
 from jstream.training.loop import place_state, to_devices
 
 WARM_UP = 3  # steps that are not timed
@@ -90,28 +90,6 @@ def figures_of_rows(config: TrainConfig, number: int, batch: dict[str, np.ndarra
         Figure("tokens", work.tokens, "{:,}"),
         Figure("frames", work.frames, "{:,}"),
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a batch holds, without its empty slots.
-
-    Attributes:
-        pairs: of a token and itself or one before it in the same dialogue.
-    """
-
-    tokens: int
-    frames: int
-    pairs: int
-
-    @classmethod
-    def of(cls, batch: dict[str, np.ndarray]) -> "Work":
-        # as the training loop counts
-        return cls(
-            int(np.sum(batch["positions"] >= 0)),
-            int(np.sum(batch["decisions"] >= 0)),
-            int(np.sum(batch["positions"] + 1)),
-        )
 
 
 class Step:

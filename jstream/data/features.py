@@ -39,7 +39,7 @@ class StoredFeatures:
         fps: sampled frames a second, where the annotations do not say.
         dtype: of the numbers.
         vision: the tower's config (`tower_settings`).
-        tower: what tells its params from others (`weights.tower.fingerprint`).
+        tower: what tells its params from others (`weights.fingerprint`).
     """
 
     path: str

@@ -45,6 +45,20 @@ def fit(image: np.ndarray, vision: VisionConfig) -> np.ndarray:
     return letterbox(image, vision.image_size)
 
 
+def clip_of(image: np.ndarray, before: np.ndarray | None, vision: VisionConfig) -> np.ndarray:
+    """What the tower is given for a frame: the frame, behind the one before it where patches see two.
+
+    Args:
+        image, before: uint8 [H, W, 3]; a frame that opens a stream has none before it, and is its own.
+
+    Returns:
+        uint8 [H, W, 3 · num_images].
+    """
+    if vision.num_images == 1:
+        return image
+    return np.concatenate([image if before is None else before, image], axis=-1)
+
+
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Stretches a picture with Pillow's bicubic filter, as Qwen-VL's image processor does.
 

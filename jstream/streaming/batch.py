@@ -59,14 +59,8 @@ class Batch:
         }
         self.embeds = {count: compile_embed(model.config, count, *where) for count in self._together}
         self._rebase = compile_rebase(model.config, shape(1), *where) if ring else None
-        self.reset()
+        self.cache = fresh_cache(model.config, streams, lengths.slots, *where)
         self.compile_seconds = time.perf_counter() - begin
-
-    def reset(self) -> None:
-        """Empties the cache. A single stream that begins anew needs none of this: it says where it stands."""
-        self.__dict__.pop("cache", None)  # a cache is large: the old one goes before the new one is made
-        model = self.model
-        self.cache = fresh_cache(model.config, self.streams, self.lengths.slots, model.dtype, model.mesh)
 
     def do(self, wishes: Mapping[int, Wish]) -> dict[int, Any]:
         """Does what streams wish for; those that want different things take turns, the quick ones first.

@@ -130,14 +130,14 @@ def question_room(memory: Memory, protocol: StreamProtocol, max_new_tokens: int,
         ConfigError: the window itself does not fit into the capacity.
     """
     assert memory.turns is not None
-    least = capacity_for(protocol, memory.turns, (), 0) + max_new_tokens
-    least = max(least, capacity_for(protocol, 1, (), 0) + max_new_tokens + beside)
+    for_one = capacity_for(protocol, 1, (), 0) + max_new_tokens + beside
+    least = max(capacity_for(protocol, memory.turns, (), 0) + max_new_tokens, for_one)
     if capacity < least:
         raise ConfigError(
             f"memory: expected a capacity of {least} tokens or more for a window of {memory.turns} turns, "
             f"found {capacity}: open the stream with a larger one, a smaller window, or no capacity at all"
         )
-    return min(capacity - capacity_for(protocol, 1, (), 0) - max_new_tokens - beside, MAX_STANDING)
+    return min(capacity - for_one, MAX_STANDING)
 
 
 # --------------------------------------------------------------------------------------------- the slots of a cache

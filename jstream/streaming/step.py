@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jstream.config import ModelConfig
 from jstream.models import cache as kv
 from jstream.models.video_lm import abstract_params, run
-from jstream.sharding import cache_sharding, param_shardings, replicated
+from jstream.sharding import cache_sharding, param_shardings, placed, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,21 @@ def step_frame(
     return step_text(config, language, shape, params, cache, inputs, embed_clips(config, params, clips))
 
 
-KINDS = ("frame", "turn", "text")
+# ------------------------------------------------------------------------------------------------------- as programs
+
+
+def _abstract_params(config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    params = abstract_params(config, dtype)
+    return params if mesh is None else placed(params, param_shardings(config.decoder, params, mesh))
+
+
+def _abstract_cache(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None) -> kv.Cache:
+    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
+    return cache if mesh is None else placed(cache, cache_shardings(config, shape.batch, mesh))
+
+
+def _abstract_clips(config: ModelConfig, count: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
 
 
 @functools.lru_cache(maxsize=128)
@@ -166,49 +180,33 @@ def compile_step(
         kind: `frame` takes params, cache, inputs and clips; `turn` frame tokens in place of clips; `text` neither.
         mesh: it may be one of devices that are not here.
     """
-    abstract = jax.ShapeDtypeStruct
-    params = abstract_params(config, dtype)
-    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
-    placed: dict[str, Any] = {}
-    if mesh is not None:
-        places = cache_shardings(config, shape.batch, mesh)
-        put = lambda x, sharding: abstract(x.shape, x.dtype, sharding=sharding)
-        params = jax.tree.map(put, params, param_shardings(config.decoder, params, mesh))
-        cache = jax.tree.map(put, cache, places)
-        placed = {"out_shardings": (places, replicated(mesh))}
-    step = functools.partial(step_frame if kind == "frame" else step_text, config, language, shape)
-    rest = []
-    if kind != "text":
-        clips = abstract((shape.batch, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
+    params = _abstract_params(config, dtype, mesh)
+    clips, rest = _abstract_clips(config, shape.batch), []
+    if kind == "frame":
+        rest = [clips]
+    elif kind == "turn":
         frame_tokens = jax.eval_shape(functools.partial(embed_clips, config), params, clips)
-        whole = None if mesh is None else replicated(mesh)
-        rest = [clips if kind == "frame" else abstract(frame_tokens.shape, frame_tokens.dtype, sharding=whole)]
-    return jax.jit(step, donate_argnums=1, **placed).lower(params, cache, abstract_inputs(shape), *rest).compile()
+        rest = [frame_tokens if mesh is None else placed(frame_tokens, replicated(mesh))]
+    step = functools.partial(step_frame if kind == "frame" else step_text, config, language, shape)
+    out = None if mesh is None else (cache_shardings(config, shape.batch, mesh), replicated(mesh))
+    arguments = (params, _abstract_cache(config, shape, dtype, mesh), abstract_inputs(shape), *rest)
+    return jax.jit(step, donate_argnums=1, out_shardings=out).lower(*arguments).compile()
 
 
 @functools.lru_cache(maxsize=32)
 def compile_embed(config: ModelConfig, count: int, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     """`embed_clips` of so many clips, compiled."""
-    params = abstract_params(config, dtype)
-    if mesh is not None:
-        put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        params = jax.tree.map(put, params, param_shardings(config.decoder, params, mesh))
-    clips = jax.ShapeDtypeStruct((count, *config.vision.frame_size, 3 * config.vision.num_images), jnp.uint8)
-    whole = None if mesh is None else replicated(mesh)
-    return jax.jit(functools.partial(embed_clips, config), out_shardings=whole).lower(params, clips).compile()
+    embed = jax.jit(functools.partial(embed_clips, config), out_shardings=None if mesh is None else replicated(mesh))
+    return embed.lower(_abstract_params(config, dtype, mesh), _abstract_clips(config, count)).compile()
 
 
 @functools.lru_cache(maxsize=8)
 def compile_rebase(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     """`cache.rebase`, compiled: cache, int32 [B] → cache."""
-    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
-    places = None
-    if mesh is not None:
-        places = cache_shardings(config, shape.batch, mesh)
-        put = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        cache = jax.tree.map(put, cache, places)
     step = lambda cache, distance: kv.rebase(config.decoder, cache, shape.sinks, distance)
+    places = None if mesh is None else cache_shardings(config, shape.batch, mesh)
     distance = jax.ShapeDtypeStruct((shape.batch,), jnp.int32)
+    cache = _abstract_cache(config, shape, dtype, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=places).lower(cache, distance).compile()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jstream.data.frames import fit
+from jstream.data.frames import clip_of, fit
 from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.rope import rope_positions
@@ -169,16 +169,15 @@ class Stream:
         self._heard: list[str] = []  # questions that stand; of them and the rest only a prompt needs to know
         self._kept: list[mem.KeptTurn] = []
         self._last_image: np.ndarray | None = None
-        self._room = lengths.room
 
     def ask(self, text: str) -> None:
         """As `Session.ask`."""
         text = text.strip()
         if not text or len(text) > MAX_QUERY:
             raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
-        if self._memory.turns is not None and (size := self._tokens_in(text)) > self._room:
+        if self._memory.turns is not None and (size := self._tokens_in(text)) > self.lengths.room:
             raise ValueError(
-                f"a question: expected at most {self._room} tokens, which fit into the cache, found {size}"
+                f"a question: expected at most {self.lengths.room} tokens, which fit into the cache, found {size}"
             )
         self.queries.append(text)
 
@@ -189,8 +188,7 @@ class Stream:
             CacheFullError: before anything is fed, and nothing has changed.
         """
         image = fit(frame.image, self._vision)
-        before = image if self._last_image is None else self._last_image
-        clip = np.concatenate([before, image], axis=-1) if self._vision.num_images == 2 else image
+        clip = clip_of(image, self._last_image, self._vision)
         asked = list(self.queries)  # more may be asked while the turn is under way
         turn = Turn(frame.time, frame.time + 1 / self.settings.fps, "\n".join(asked) or None)
         if self._memory.reads_again:
@@ -222,7 +220,7 @@ class Stream:
         if self._memory.ring and places.gap > mem.REBASE_AT:
             yield Rebase(places.rebase())
         self._forgotten += places.open_turn()
-        again = mem.standing(self._forgotten, self._tokens_in, self._room)
+        again = mem.standing(self._forgotten, self._tokens_in, self.lengths.room)
         queries = [*(query for query in again if query not in asked), *asked]
         shown = dataclasses.replace(turn, query="\n".join(queries) or None)
         places.ask(queries)
@@ -243,7 +241,7 @@ class Stream:
         """
         places, prefix = self.places, len(self.protocol.prefix)
         spare = places.capacity - self.settings.max_new_tokens - 1  # a whole reply fits behind
-        heard = mem.standing([*self._heard, *asked], self._tokens_in, self._room)
+        heard = mem.standing([*self._heard, *asked], self._tokens_in, self.lengths.room)
         past, shown = self._kept, turn
         chunks = [[*self._pending, *self.protocol.open_turn(turn)]]
         used = places.capacity - places.left

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jstream.config import ConfigError, TrainConfig
+from jstream.config import ConfigError, TrainConfig, VisionConfig
 from jstream.data.features import Encode, stored_features
+from jstream.data.frames import clip_of
 from jstream.models.video_lm import param_dtype, run
 from jstream.sharding import make_mesh, replicated, rows_sharding
 from jstream.training.step import frozen_in
@@ -37,7 +38,7 @@ def make_encoder(config: TrainConfig, tower: Mapping[str, Any], batch: int, dtyp
 
     def encode(frames: Iterator[np.ndarray]) -> np.ndarray:
         made, under_way = [], None  # what the device is at while the next batch is read
-        images = _clips(frames, config.model.vision.num_images)
+        images = _clips(frames, config.model.vision)
         while taken := list(itertools.islice(images, at_once)):
             whole = np.zeros((at_once, *taken[0].shape), np.uint8)
             whole[: len(taken)] = taken
@@ -50,11 +51,11 @@ def make_encoder(config: TrainConfig, tower: Mapping[str, Any], batch: int, dtyp
     return encode
 
 
-def _clips(frames: Iterator[np.ndarray], num_images: int) -> Iterator[np.ndarray]:
-    """uint8 [H, W, 3 · num_images]: every frame with the one before it, where patches see two (`stack_frames`)."""
+def _clips(frames: Iterator[np.ndarray], vision: VisionConfig) -> Iterator[np.ndarray]:
+    """The clip of every frame of a video."""
     before = None
     for frame in frames:
-        yield frame if num_images == 1 else np.concatenate([frame if before is None else before, frame], axis=-1)
+        yield clip_of(frame, before, vision)
         before = frame
 
 

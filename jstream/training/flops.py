@@ -4,11 +4,34 @@ Counted are the products of matrices that the model needs, once: what is compute
 row that hold nothing, do not count (model FLOPs utilisation, arXiv 2204.02311, appendix B).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jstream.config import ModelConfig, QwenVisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a batch holds, without its empty slots.
+
+    Attributes:
+        tokens, frames: that are learned from.
+        pairs: of a token and itself or one before it in the same dialogue: what attention is about.
+    """
+
+    tokens: int
+    frames: int
+    pairs: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, np.ndarray]) -> "Work":
+        """Counts rows as `data.rows` lays them; padding stands at position −1."""
+        positions = np.asarray(batch["positions"], np.int64)
+        return cls(int(np.sum(positions >= 0)), int(np.sum(batch["decisions"] >= 0)), int(np.sum(positions + 1)))
 
 
 def step_flops(

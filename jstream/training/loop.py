@@ -23,7 +23,7 @@ from jstream.data.batches import batches
 from jstream.data.features import stored_features
 from jstream.data.rows import lay_row
 from jstream.protocols.protocol import StreamProtocol
-from jstream.sharding import ROWS, optimizer_shardings, own_rows, param_shardings, replicated, rows_sharding
+from jstream.sharding import ROWS, optimizer_shardings, own_rows, param_shardings, placed, replicated, rows_sharding
 from jstream.training import validation
 from jstream.training.optimizer import learning_rate
 from jstream.training.progress import Progress
@@ -71,8 +71,7 @@ def abstract_state(config: TrainConfig, mesh: Mesh, num_words: int) -> tuple[Tra
         ),
         param_shardings(decoder, frozen, mesh),
     )
-    put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    return jax.tree.map(put, (state, frozen), places)
+    return placed((state, frozen), places)
 
 
 def abstract_batch(

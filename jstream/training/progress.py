@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jstream.accelerators import peak_flops
 from jstream.config import ModelConfig
-from jstream.training.flops import step_flops
+from jstream.training.flops import Work, step_flops
 from jstream.training.step import Params
 
 
@@ -51,9 +51,8 @@ class Progress:
             batch: what this process made of it.
             waited: seconds for it.
         """
-        tokens = float(np.sum(batch["positions"] >= 0)) / self._share
-        frames = float(np.sum(batch["decisions"] >= 0)) / self._share
-        pairs = float(np.sum(batch["positions"] + 1.0)) / self._share  # padding stands at −1
+        work = Work.of(batch)
+        tokens, frames, pairs = (count / self._share for count in (work.tokens, work.frames, work.pairs))
         self._tokens, self._frames = self._tokens + tokens, self._frames + frames
         self._dialogues += np.sum(batch["first"]) / self._share
         self._left_out += int(np.sum(batch["left_out"]))
