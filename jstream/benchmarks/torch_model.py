@@ -6,6 +6,7 @@ Needs the extra `parity`; only `benchmarks/peer.py` imports it.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch  # type: ignore
@@ -49,7 +50,7 @@ class TorchVideoLM(nn.Module):
         vision, decoder = config.vision, config.decoder
         assert isinstance(vision, SiglipConfig)
         self.vision_config = vision
-        self.vision = transformers.SiglipVisionModel._from_config(
+        self.vision: Any = transformers.SiglipVisionModel._from_config(
             transformers.SiglipVisionConfig(
                 hidden_size=vision.width, intermediate_size=vision.mlp_dim, num_hidden_layers=vision.num_layers,
                 num_attention_heads=vision.num_heads, image_size=vision.image_size, patch_size=vision.patch_size,
@@ -64,7 +65,7 @@ class TorchVideoLM(nn.Module):
         )
         shape = (vision.tokens_per_frame, decoder.width) if vision.token_positions else (1,)
         self.token_positions = nn.Parameter(torch.zeros(shape), requires_grad=vision.token_positions)
-        self.llm = transformers.LlamaForCausalLM._from_config(
+        self.llm: Any = transformers.LlamaForCausalLM._from_config(
             transformers.LlamaConfig(
                 vocab_size=decoder.vocab_size, hidden_size=decoder.width, num_hidden_layers=decoder.num_layers,
                 head_dim=decoder.head_dim, num_attention_heads=decoder.num_heads,
@@ -195,7 +196,10 @@ def add_adapters(model: TorchVideoLM, config: LoraConfig, names: Mapping, params
     import peft  # type: ignore
 
     peft_config = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.modules)
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore  (a whole number by peft's annotation; it only divides it)
+        lora_dropout=config.dropout,
+        target_modules=list(config.modules),
     )
     model.llm = peft.get_peft_model(model.llm, peft_config)
     parameters = dict(model.llm.named_parameters())
