@@ -11,10 +11,11 @@ import pytest
 
 from jstream.config import DecoderConfig, ModelConfig, SiglipConfig
 from jstream.models import rope
-from jstream.models.attention import attend, attend_causal, position_mask
+from jstream.models.attention import attend, position_mask
 from jstream.models.cache import EMPTY, CacheFullError, View, empty_cache, require_room
 from jstream.models.layers import MLP, RMSNorm, SwiGLU
 from jstream.models.siglip import Siglip, pooling_matrix
+from jstream.models.tiled_attention import _over_tiles, attend_tiled
 from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
 
 PLAIN = ModelConfig(
@@ -275,24 +276,46 @@ def test_masks_go_by_position_and_segment_whatever_the_slot():
     np.testing.assert_array_equal(position_mask(queries, keys, *segments)[0], np.array(expected, bool))
 
 
-@pytest.mark.parametrize("block", [9, 256])
-def test_attention_in_blocks_is_attention_under_the_full_mask(block):
+LAYOUTS = {  # lengths of the dialogues of each row; what is left of its 23 tokens is padding
+    "one dialogue": ([23], [23]),
+    "several": ([9, 10], [3, 4, 5, 11]),
+    "a row of padding": ([], [20]),
+}
+
+
+@pytest.mark.parametrize("block", [5, 8, 256])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_attention_by_tiles_is_attention_under_the_full_mask(layout, dtype, block):
     rng = np.random.default_rng(1)
     length = 23
-    q, k, v = (jnp.asarray(rng.normal(size=(2, length, n, 8)), jnp.float32) for n in (4, 2, 2))
-    positions = np.stack([np.r_[0:9, 0:10, [EMPTY] * 4], np.r_[0:23]]).astype(np.int32)
-    segments = np.stack([np.repeat([0, 1, EMPTY], [9, 10, 4]), np.zeros(length)]).astype(np.int32)
-    valid = (positions != EMPTY)[..., None, None]
-    weights = jnp.asarray(rng.normal(size=q.shape), jnp.float32) * valid
+    q, k, v = (jnp.asarray(rng.normal(size=(2, length, n, 8)), dtype) for n in (4, 2, 2))
+    positions, segments = np.full((2, 2, length), EMPTY, np.int32)
+    for row, dialogues in enumerate(layout):
+        whole = np.arange(sum(dialogues))
+        segments[row, whole] = np.repeat(np.arange(len(dialogues)), dialogues)
+        positions[row, whole] = whole
+    weights = jnp.asarray(rng.normal(size=q.shape), jnp.float32) * (positions != EMPTY)[..., None, None]
 
-    def whole(q, k, v):
-        return attend(q, k, v, position_mask(positions, positions, segments, segments))
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(attention, *qkv):
+        loss = lambda *qkv: jnp.sum(attention(*qkv) * weights)
+        return attention(*qkv) * weights, *jax.grad(loss, argnums=(0, 1, 2))(*qkv)
 
-    blocked = functools.partial(attend_causal, positions_BT=positions, segments_BT=segments, block=block)
-    np.testing.assert_allclose(blocked(q, k, v) * valid, whole(q, k, v) * valid, atol=1e-5)
-    loss = lambda attention: jax.jit(jax.grad(lambda *x: jnp.sum(attention(*x) * weights), argnums=(0, 1, 2)))(q, k, v)
-    for got, expected in zip(loss(blocked), loss(whole), strict=True):
-        np.testing.assert_allclose(got, expected, atol=1e-5)
+    # compared with f32, whatever the dtype, as the reference also rounds
+    expected = both(
+        lambda *qkv: attend(*qkv, position_mask(positions, positions, segments, segments)),
+        *(x.astype(jnp.float32) for x in (q, k, v)),
+    )
+    for got, want in zip(both(lambda *qkv: attend_tiled(*qkv, segments, block), q, k, v), expected, strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want, atol=1e-5 if dtype == jnp.float32 else 5e-2)
+
+
+def test_tiles_with_nothing_to_see_are_not_visited():
+    visited = lambda segments: _over_tiles(jnp.asarray(segments)[:, None], lambda i, j, state: state + 1, 0)
+    assert visited([[0, 0], [0, 0], [0, 0]]) == 6
+    assert visited([[0, 0], [0, 1], [1, 1]]) == 5  # the last block does not see the first
+    assert visited([[0, 0], [1, 1], [EMPTY, EMPTY]]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ positions

@@ -1,4 +1,4 @@
-"""Grouped-query attention: the reference in plain XLA, and kernels of the accelerators for whole packed rows.
+"""Grouped-query attention: the reference under any mask, and whole packed rows by tiles or by kernels of accelerators.
 
 Masks go by position and segment, never by slot order. Scores and softmax are f32. Key-value heads are never repeated in
 memory: query heads are grouped by the key-value head they read.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jstream.models.cache import EMPTY
+from jstream.models.tiled_attention import attend_tiled
 from jstream.sharding import over_rows_and_heads
 
 
@@ -102,7 +103,8 @@ def attend_packed(
         )
     if implementation != "xla":
         raise ValueError(f"implementation: expected xla, cudnn or splash, found {implementation!r}")
-    return attend_causal(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT)
+    segments_BT = jnp.where(positions_BT == EMPTY, EMPTY, segments_BT)
+    return over_rows_and_heads(attend_tiled, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
 SPLASH_BLOCK = 512  # queries and keys of a tile
@@ -135,50 +137,3 @@ def _splash(
         first(q_BTNH * head_dim**-0.5), first(k_BTKH), first(v_BTKH), pad(segments_BT, EMPTY)
     )
     return rearrange(out, "b n t h -> b t n h")[:, :length].astype(q_BTNH.dtype)
-
-
-UNROLLED = 16  # blocks of queries that are laid out one by one, so that each reads no more keys than it needs
-
-
-def attend_causal(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
-    block: int = 256,
-) -> jax.Array:
-    """`attend_packed` in plain XLA: the result of `attend` under the full mask, with no [T, T] array ever whole.
-
-    Up to UNROLLED blocks of queries each read the keys up to their own end, which is half the work; in longer rows each
-    block reads all keys, in a loop, so that the program stays small.
-
-    Args:
-        block: queries a block.
-    """
-
-    @jax.checkpoint  # the scores of a block are recomputed in the backward pass, not kept
-    def one_block(q, k, v, q_pos, k_pos, q_seg, k_seg):
-        return attend(q, k, v, position_mask(q_pos, k_pos, q_seg, k_seg))
-
-    length = q_BTNH.shape[1]
-    if length > UNROLLED * block:
-        blocks = -(-length // block)
-        pad = lambda x, value=0: jnp.pad(
-            x, ((0, 0), (0, blocks * block - length)) + ((0, 0),) * (x.ndim - 2), constant_values=value
-        )
-        split = lambda x: rearrange(x, "b (n t) ... -> n b t ...", n=blocks)
-        queries = split(pad(q_BTNH)), split(pad(positions_BT, EMPTY)), split(pad(segments_BT, EMPTY))
-        over = lambda part: one_block(part[0], k_BTKH, v_BTKH, part[1], positions_BT, part[2], segments_BT)
-        return rearrange(jax.lax.map(over, queries), "n b t ... -> b (n t) ...")[:, :length]
-    outs = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        outs.append(
-            one_block(
-                q_BTNH[:, start:end], k_BTKH[:, :end], v_BTKH[:, :end],
-                positions_BT[:, start:end], positions_BT[:, :end],
-                segments_BT[:, start:end], segments_BT[:, :end],
-            )
-        )  # fmt: skip
-    return jnp.concatenate(outs, axis=1)

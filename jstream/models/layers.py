@@ -24,6 +24,24 @@ class RMSNorm(nn.Module):
         return (normed * scale).astype(x.dtype)
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W for x [..., I] and W [I, O].
+
+    The gradient of W is written as xᵀ dy. JAX's own rule has dy first, and XLA on a CPU then works dy out once more,
+    against the order of memory, for every kernel that reads the same x.
+    """
+    return x @ kernel
+
+
+def _matmul_gradients(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    return dy @ kernel.T, jnp.einsum("...i,...o->io", x, dy)
+
+
+matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_gradients)
+
+
 class Linear(nn.Module):
     """x W + b, or with int8 weights (x W) · s + b: each column of W is whole numbers times its scale.
 
@@ -40,7 +58,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if not self.int8:
             kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-            x = x @ kernel.astype(x.dtype)
+            x = matmul(x, kernel.astype(x.dtype))
         else:
             kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features), jnp.int8)
             scale = self.param("kernel_scale", nn.initializers.ones, (self.features,))

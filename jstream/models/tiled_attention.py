@@ -1,0 +1,138 @@
+"""Self-attention of packed rows, tile by tile, in plain XLA (FlashAttention, arXiv 2205.14135).
+
+A tile is a block of queries against a block of keys. Only tiles in which a query may see a key are visited, in the
+forward and in the backward pass, so work grows with the dialogues of a row and not with its length squared. The scores
+of a tile fit into the cache of a CPU core, and no [T, T] array is ever whole.
+
+Blocks come first in every array here: queries [n, B, K, G, t, H], keys and values [n, B, K, t, H], segments [n, B, t];
+G query heads read one key-value head, and t is the length of a block.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jstream.models.cache import EMPTY
+
+BLOCK = 256  # tokens: of 128, 256 and 512 the fastest on a CPU with 2 MiB of second-level cache a core
+HIDDEN = -1e30  # the score of a key that may not be seen
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def attend_tiled(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, block: int = BLOCK
+) -> jax.Array:
+    """A token sees those of its segment up to itself, in order of their places in the row.
+
+    Args:
+        q_BTNH: queries; N is a multiple of K.
+        k_BTKH, v_BTKH: keys and values.
+        segments_BT: int32: which dialogue of the row a token belongs to, EMPTY for padding.
+        block: tokens of a block.
+
+    Returns:
+        [B, T, N, H] in the dtype of the queries; zeros at padding.
+    """
+    length = q_BTNH.shape[1]
+    block = min(block, length)
+    pad = lambda x, value=0: jnp.pad(
+        x, ((0, 0), (0, -length % block)) + ((0, 0),) * (x.ndim - 2), constant_values=value
+    )
+    q = rearrange(pad(q_BTNH * q_BTNH.shape[-1] ** -0.5), "b (n t) (k g) h -> n b k g t h", t=block, k=k_BTKH.shape[2])
+    k, v = (rearrange(pad(x), "b (n t) k h -> n b k t h", t=block) for x in (k_BTKH, v_BTKH))
+    segments = rearrange(pad(segments_BT, EMPTY), "b (n t) -> n b t", t=block)
+    out = _tiled(q, k, v, segments)
+    return rearrange(out, "n b k g t h -> b (n t) (k g) h")[:, :length]
+
+
+@jax.custom_vjp
+def _tiled(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    return _forward(q, k, v, segments)[0]
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> tuple[jax.Array, Any]:
+    """The output, and what the backward pass needs: of the scores only the log of their sum, by query."""
+
+    def visit(i, j, state):
+        total, largest, out = state
+        scores = jnp.where(_sees(segments, i, j), _dot("bkgth,bksh->bkgts", _at(q, i), _at(k, j)), HIDDEN)
+        before = _at(largest, i)
+        now = jnp.maximum(before, scores.max(-1))
+        probs = jnp.exp(scores - now[..., None])
+        shrink = jnp.exp(before - now)
+        news = _dot("bkgts,bksh->bkgth", probs.astype(v.dtype), _at(v, j))
+        return (
+            _put(total, i, _at(total, i) * shrink + probs.sum(-1)),
+            _put(largest, i, now),
+            _put(out, i, _at(out, i) * shrink[..., None] + news),
+        )
+
+    by_query = jnp.zeros(q.shape[:-1], jnp.float32)
+    # above HIDDEN, so that what may not be seen counts as nothing from the start
+    state = by_query, by_query + HIDDEN / 2, jnp.zeros(q.shape, jnp.float32)
+    total, largest, out = _over_tiles(segments, visit, state)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # padding sees nothing
+    out = (out / total[..., None]).astype(q.dtype)
+    return out, (q, k, v, segments, out, largest + jnp.log(total))
+
+
+def _backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, segments, out, log_sum = kept
+    by_query = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+
+    def visit(i, j, state):
+        dq, dk, dv = state
+        # keys before queries, as two of the three products at the end sum over queries, which then lie side by side
+        scores = _dot("bkgth,bksh->bkgst", _at(q, i), _at(k, j))
+        sees = _sees(segments, i, j).swapaxes(-1, -2)
+        probs = jnp.where(sees, jnp.exp(scores - _at(log_sum, i)[..., None, :]), 0)
+        d_probs = _dot("bkgth,bksh->bkgst", _at(d_out, i), _at(v, j))
+        d_scores = (probs * (d_probs - _at(by_query, i)[..., None, :])).astype(q.dtype)
+        return (
+            _add(dq, i, _dot("bkgst,bksh->bkgth", d_scores, _at(k, j))),
+            _add(dk, j, _dot("bkgst,bkgth->bksh", d_scores, _at(q, i))),
+            _add(dv, j, _dot("bkgst,bkgth->bksh", probs.astype(v.dtype), _at(d_out, i))),
+        )
+
+    grads = _over_tiles(segments, visit, tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)))
+    dq, dk, dv = (grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v)))
+    return dq, dk, dv, None
+
+
+_tiled.defvjp(_forward, _backward)
+
+
+def _over_tiles(segments: jax.Array, visit: Any, state: Any) -> Any:
+    """`visit(i, j, state)` for every tile of queries i and keys j that share a segment in some row, keys not behind."""
+    blocks = segments.shape[0]
+    first = jnp.where(segments == EMPTY, jnp.iinfo(jnp.int32).max, segments).min(-1)
+    last = segments.max(-1)  # EMPTY is below every segment
+    shared = (first[:, None] <= last) & (first <= last[:, None])  # [n, n, B]: as far as the ends of a range can tell
+    wanted = shared.any(-1) & jnp.tri(blocks, dtype=bool)
+    queries, keys = jnp.nonzero(wanted, size=blocks * (blocks + 1) // 2, fill_value=0)
+    return jax.lax.fori_loop(0, wanted.sum(), lambda n, state: visit(queries[n], keys[n], state), state)
+
+
+def _sees(segments: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """bool [B, 1, 1, t, t]: whether a query of block i may see a key of block j."""
+    places = jnp.arange(segments.shape[-1])
+    of_queries, of_keys = _at(segments, i)[:, :, None], _at(segments, j)[:, None]
+    # a later block of keys is never visited, and an earlier one has no later keys
+    sees = (of_queries == of_keys) & (of_keys != EMPTY) & ((places[:, None] >= places) | (j < i))
+    return sees[:, None, None]
+
+
+def _at(blocks: jax.Array, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(blocks, i, 0, keepdims=False)
+
+
+def _put(blocks: jax.Array, i: jax.Array, block: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(blocks, block, i, 0)
+
+
+def _add(blocks: jax.Array, i: jax.Array, block: jax.Array) -> jax.Array:
+    return _put(blocks, i, _at(blocks, i) + block)
