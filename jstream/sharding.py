@@ -203,9 +203,10 @@ def over_rows_and_heads(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return attend(q, k, v, segments)
+    rows = ROWS if q.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
     heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None  # whole groups of query heads only
-    cut = PartitionSpec(ROWS, None, heads)
-    mapped = jax.shard_map(attend, in_specs=(cut, cut, cut, PartitionSpec(ROWS)), out_specs=cut, check_vma=False)
+    cut = PartitionSpec(rows, None, heads)
+    mapped = jax.shard_map(attend, in_specs=(cut, cut, cut, PartitionSpec(rows)), out_specs=cut, check_vma=False)
     return mapped(q, k, v, segments)
 
 

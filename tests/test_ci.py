@@ -16,7 +16,7 @@ def test_the_readme_has_exactly_the_two_commands_that_ci_runs():
     assert install == (
         "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m jstream.stream"
     )
-    assert test == ".venv/bin/python -m pytest -q"
+    assert test == ".venv/bin/python -m pytest -q -n 2 --dist=worksteal"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ SKIPS = {
 }
 
 
-def run_pytest(folder: pathlib.Path, body: str, ci: str) -> subprocess.CompletedProcess:
+def run_pytest(folder: pathlib.Path, body: str, ci: str, *flags: str) -> subprocess.CompletedProcess:
     """Runs a test file, beside one test that passes, with the project's conftest.py in a folder of its own."""
     tests = folder / "checkout/tests"
     tests.mkdir(parents=True)
@@ -47,13 +47,14 @@ def run_pytest(folder: pathlib.Path, body: str, ci: str) -> subprocess.Completed
     (tests / "test_passes.py").write_text("def test_passes(): pass")
     (tests.parent / "pytest.ini").write_text("[pytest]\nmarkers = may_skip(reason)\n")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTEST_ADDOPTS", "JSTREAM_SHARED")} | {"CI": ci}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags, "."]
     return subprocess.run(command, cwd=tests.parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("flags", [(), ("-n", "2")], ids=["in one process", "in two"])
 @pytest.mark.parametrize("body", SKIPS.values(), ids=SKIPS)
-def test_on_ci_a_skipped_test_is_a_failure_that_is_named(tmp_path, body):
-    run = run_pytest(tmp_path, body, ci="true")
+def test_on_ci_a_skipped_test_is_a_failure_that_is_named(tmp_path, body, flags):
+    run = run_pytest(tmp_path, body, "true", *flags)
     assert run.returncode == 1
     assert "counts as a failure: tests/test_it.py" in run.stdout
     assert "1 passed, 1 skipped" in run.stdout.splitlines()[-1]
