@@ -3,6 +3,9 @@
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 # Four devices, for meshes; one is used otherwise. Small models take longer to compile than to run, and with these half
@@ -11,10 +14,6 @@ XLA_FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimiza
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it, and stop
     XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
-
-import pathlib
-
-import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 SKIPPED: list[str] = []  # on CI: what was skipped and may not be

@@ -90,10 +90,10 @@ class Conversation:
         return self.tokens == IMAGE
 
 
-def conversation(cell, seed=0):
+def conversation(cell, seed=0, grids=GRIDS):
     rng = np.random.default_rng(seed)
     tokens, stretches, images = [], [], []
-    for rows, columns in GRIDS:
+    for rows, columns in grids:
         text = [*rng.integers(0, IMAGE, rng.integers(3, 9)), START]
         tokens += [*text, *[IMAGE] * (rows * columns), END, *rng.integers(0, IMAGE, 4)]
         stretches += [(len(text), None), (rows * columns, (rows, columns)), (5, None)]
@@ -110,7 +110,7 @@ def torch_inputs(talk, vision):
         p = vision.patch_size
         x = rearrange(x, "(r a p) (s b q) c -> (r s a b) c (p q)", a=2, b=2, p=p, q=p)
         patches.append(np.repeat(x[:, :, None], 2, axis=2).reshape(len(x), -1))
-    grids = [[1, rows * 2, columns * 2] for rows, columns in GRIDS]
+    grids = [[1, grid[0] * 2, grid[1] * 2] for _, grid in talk.stretches if grid]
     return dict(
         input_ids=torch.tensor(talk.tokens[None].astype(np.int64)),
         mm_token_type_ids=torch.tensor(talk.is_frame[None].astype(np.int32)),
