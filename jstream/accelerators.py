@@ -54,7 +54,10 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def compile_without_devices() -> None:
-    """Sets the environment so that compilers look for no device; to be called before jax does anything."""
+    """Sets the environment so that compilers look for no device and hurry; to be called before jax does anything.
+
+    At full effort a compile takes eight times as long and lays out 1 % fewer bytes (docs/memory.md).
+    """
     for name, value in {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",  # libtpu would ask a metadata server, and wait for a lock
@@ -62,6 +65,7 @@ def compile_without_devices() -> None:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_HOST_BOUNDS": "1,1,1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # cuDNN and a driver are needed to run, not to compile
     }.items():
         os.environ.setdefault(name, value)

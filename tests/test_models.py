@@ -15,7 +15,7 @@ from jstream.models.attention import attend, position_mask
 from jstream.models.cache import EMPTY, CacheFullError, View, empty_cache, require_room
 from jstream.models.layers import MLP, RMSNorm, SwiGLU
 from jstream.models.siglip import Siglip, pooling_matrix
-from jstream.models.tiled_attention import _over_tiles, attend_tiled
+from jstream.models.tiled_attention import _over_tiles, attend_live, attend_tiled
 from jstream.models.video_lm import VideoLM, abstract_params, stack_frames
 
 PLAIN = ModelConfig(
@@ -316,6 +316,24 @@ def test_tiles_with_nothing_to_see_are_not_visited():
     assert visited([[0, 0], [0, 0], [0, 0]]) == 6
     assert visited([[0, 0], [0, 1], [1, 1]]) == 5  # the last block does not see the first
     assert visited([[0, 0], [1, 1], [EMPTY, EMPTY]]) == 2
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("block", [4, 7, 256])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attention_to_what_is_live_is_attention_to_the_whole_cache(queries, block, sinks):
+    rng = np.random.default_rng(2)
+    slots, used = 23, np.array([9, 16, 0])  # the last stream is idle
+    q, of_sinks = (jnp.asarray(rng.normal(size=(3, queries, 4, 8)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(3, slots, 2, 8)), jnp.float32) for _ in range(2))
+    sees = (np.arange(slots) < used[:, None, None]) & (rng.random((3, queries, slots)) < 0.5)
+    sees[:2, :, 0] = True
+    extra = (of_sinks, sinks) if sinks else ()
+    want = attend(q, k, v, jnp.asarray(sees), *extra)[:2]
+    if block == 4:  # what lies behind is not even read, or it would spoil the sums
+        v = v.at[:, used.max() :].set(jnp.nan)
+    got = jax.jit(lambda *qkv: attend_live(*qkv, jnp.asarray(sees), *extra, block=block))(q, k, v)
+    np.testing.assert_allclose(got[:2], want, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ positions

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY
-from jstream.models.tiled_attention import attend_tiled
+from jstream.models.cache import EMPTY, LIVE, Cache, View
+from jstream.models.tiled_attention import attend_live, attend_tiled
 from jstream.sharding import over_rows_and_heads
 
 
@@ -48,6 +48,22 @@ def attend(
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
     out = jnp.einsum("bkgts,bskh->btkgh", probs, v_BSKH)
     return rearrange(out, "b t k g h -> b t (k g) h").astype(q_BTNH.dtype)
+
+
+def attend_cache(
+    q_BTNH: jax.Array, positions_BT: jax.Array, cache: Cache, view: View, layer: int, of_sinks_BTNH: jax.Array | None
+) -> jax.Array:
+    """What the new tokens of a step see of a layer of the cache, themselves included: [B, T, N, H].
+
+    Args:
+        positions_BT: int32: where in its stream a token stands, EMPTY for padding.
+        of_sinks_BTNH: as in `attend`, for the view's sinks.
+    """
+    read = lambda x: x[:, : view.reads if view.reads > 0 else cache.slots]
+    mask_BTS = position_mask(positions_BT, read(cache.positions))
+    attend_to = attend_live if view.reads == LIVE else attend
+    keys, values = read(cache.keys[layer]), read(cache.values[layer])
+    return attend_to(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)
 
 
 def position_mask(

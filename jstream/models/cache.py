@@ -16,6 +16,7 @@ from jstream.config import DecoderConfig
 from jstream.models import rope
 
 EMPTY = -1
+LIVE = -1  # for `View.reads`
 
 
 class CacheFullError(RuntimeError):
@@ -55,7 +56,8 @@ class View:
         sink_rope: int32 [3, B, T]: rotary positions of the new tokens as the sinks see them; None where nothing has
             been left out between them and the rest.
         sinks: the first tokens of every stream, which are never forgotten and stand in the first slots.
-        reads: slots that are read, from the first one on; 0 for all. Those behind hold nothing that is seen.
+        reads: slots that are read, from the first one on; 0 for all. Those behind hold nothing that is seen. LIVE finds
+            the number while running and goes through it in a loop, which suits CPUs.
     """
 
     start: jax.Array

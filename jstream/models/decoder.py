@@ -45,10 +45,7 @@ class SelfAttention(nn.Module):
             out = attention.attend_packed(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, self.attention)
         else:
             cache = write(cache, view, layer, k_BTKH, v_BTKH)
-            read = lambda x: x[:, : view.reads or cache.slots]
-            mask_BTS = attention.position_mask(positions_BT, read(cache.positions))
-            keys, values = read(cache.keys[layer]), read(cache.values[layer])
-            out = attention.attend(q_BTNH, keys, values, mask_BTS, of_sinks, view.sinks)
+            out = attention.attend_cache(q_BTNH, positions_BT, cache, view, layer, of_sinks)
         out = Linear(c.width, int8=c.int8, name="o_proj")(out.reshape(batch, length, -1))
         return out, cache
 

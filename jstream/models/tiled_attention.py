@@ -1,11 +1,10 @@
-"""Self-attention of packed rows, tile by tile, in plain XLA (FlashAttention, arXiv 2205.14135).
+"""Attention tile by tile, in plain XLA (FlashAttention, arXiv 2205.14135): of packed rows, and of live streams.
 
-A tile is a block of queries against a block of keys. Only tiles in which a query may see a key are visited, in the
-forward and in the backward pass, so work grows with the dialogues of a row and not with its length squared. The scores
-of a tile fit into the cache of a CPU core, and no [T, T] array is ever whole.
+A tile is a block of queries against a block of keys. Only tiles in which a query may see a key are visited, so work
+grows with what there is to see and not with the length of a row or a cache. The scores of a tile fit into the cache of
+a CPU core, and no array of all scores is ever whole.
 
-Blocks come first in every array here: queries [n, B, K, G, t, H], keys and values [n, B, K, t, H], segments [n, B, t];
-G query heads read one key-value head, and t is the length of a block.
+G query heads read one key-value head: queries are [.., K, G, t, H] here, keys and values [.., K, s, H].
 """
 
 import functools
@@ -21,6 +20,46 @@ BLOCK = 256  # tokens: of 128, 256 and 512 the fastest on a CPU with 2 MiB of se
 HIDDEN = -1e30  # the score of a key that may not be seen
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def attend_live(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    of_sinks_BTNH: jax.Array | None = None,
+    sinks: int = 0,
+    block: int = BLOCK,
+) -> jax.Array:
+    """`attention.attend`, which reads the cache only as far as some query sees something. It has no gradient.
+
+    Args:
+        block: slots that are read at a time.
+    """
+    slots = k_BSKH.shape[1]
+    block = min(block, slots)
+    heads = lambda x: rearrange(x, "b s k h -> b k s h")
+    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=k_BSKH.shape[2])
+    q = group(q_BTNH)
+    state = _nothing_seen(q)
+
+    def compare(state, q, keys, values, mask):
+        scores = _dot("bkgth,bksh->bkgts", q, heads(keys))
+        return _take_in(state, jnp.where(mask[:, None, None], scores, HIDDEN), heads(values))
+
+    if of_sinks_BTNH is not None:
+        state = compare(state, group(of_sinks_BTNH), k_BSKH[:, :sinks], v_BSKH[:, :sinks], mask_BTS[..., :sinks])
+        mask_BTS &= jnp.arange(slots) >= sinks
+
+    def visit(n, state):
+        start = jnp.minimum(n * block, slots - block)  # the last block may begin earlier: what was seen is hidden
+        at = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, block, axis)
+        mask = at(mask_BTS, 2) & (start + jnp.arange(block) >= n * block)
+        return compare(state, q, at(k_BSKH, 1), at(v_BSKH, 1), mask)
+
+    end = jnp.max(jnp.where(mask_BTS.any((0, 1)), jnp.arange(1, slots + 1), 0))
+    out, _ = _finished(jax.lax.fori_loop(0, -(-end // block), visit, state))
+    return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
 def attend_tiled(
@@ -51,6 +90,7 @@ def attend_tiled(
 
 @jax.custom_vjp
 def _tiled(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Blocks come first: queries [n, B, K, G, t, H], keys and values [n, B, K, t, H], segments [n, B, t]."""
     return _forward(q, k, v, segments)[0]
 
 
@@ -58,26 +98,13 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> t
     """The output, and what the backward pass needs: of the scores only the log of their sum, by query."""
 
     def visit(i, j, state):
-        total, largest, out = state
         scores = jnp.where(_sees(segments, i, j), _dot("bkgth,bksh->bkgts", _at(q, i), _at(k, j)), HIDDEN)
-        before = _at(largest, i)
-        now = jnp.maximum(before, scores.max(-1))
-        probs = jnp.exp(scores - now[..., None])
-        shrink = jnp.exp(before - now)
-        news = _dot("bkgts,bksh->bkgth", probs.astype(v.dtype), _at(v, j))
-        return (
-            _put(total, i, _at(total, i) * shrink + probs.sum(-1)),
-            _put(largest, i, now),
-            _put(out, i, _at(out, i) * shrink[..., None] + news),
-        )
+        seen = _take_in(tuple(_at(x, i) for x in state), scores, _at(v, j))
+        return tuple(_put(x, i, block) for x, block in zip(state, seen))
 
-    by_query = jnp.zeros(q.shape[:-1], jnp.float32)
-    # above HIDDEN, so that what may not be seen counts as nothing from the start
-    state = by_query, by_query + HIDDEN / 2, jnp.zeros(q.shape, jnp.float32)
-    total, largest, out = _over_tiles(segments, visit, state)
-    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # padding sees nothing
-    out = (out / total[..., None]).astype(q.dtype)
-    return out, (q, k, v, segments, out, largest + jnp.log(total))
+    out, log_sum = _finished(_over_tiles(segments, visit, _nothing_seen(q)))
+    out = out.astype(q.dtype)
+    return out, (q, k, v, segments, out, log_sum)
 
 
 def _backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
@@ -104,6 +131,36 @@ def _backward(kept: Any, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 _tiled.defvjp(_forward, _backward)
+
+
+# ---------------------------------------------------------------------------- softmax, keys coming in block after block
+
+Seen = tuple[jax.Array, jax.Array, jax.Array]  # by query: sum of exp(score - largest), largest, sum of these · values
+
+
+def _nothing_seen(q: jax.Array) -> Seen:
+    by_query = jnp.zeros(q.shape[:-1], jnp.float32)
+    # above HIDDEN, so that what may not be seen counts as nothing from the start
+    return by_query, by_query + HIDDEN / 2, jnp.zeros(q.shape, jnp.float32)
+
+
+def _take_in(seen: Seen, scores: jax.Array, values: jax.Array) -> Seen:
+    """With the keys of one more block: scores [.., K, G, t, s], values [.., K, s, H]."""
+    total, largest, out = seen
+    now = jnp.maximum(largest, scores.max(-1))
+    probs, shrink = jnp.exp(scores - now[..., None]), jnp.exp(largest - now)
+    news = _dot("...kgts,...ksh->...kgth", probs.astype(values.dtype), values)
+    return total * shrink + probs.sum(-1), now, out * shrink[..., None] + news
+
+
+def _finished(seen: Seen) -> tuple[jax.Array, jax.Array]:
+    """The output, and the log of the sum of exp(score); zeros where a query has seen nothing."""
+    total, largest, out = seen
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    return out / total[..., None], largest + jnp.log(total)
+
+
+# ------------------------------------------------------------------------------------------------ tiles of packed rows
 
 
 def _over_tiles(segments: jax.Array, visit: Any, state: Any) -> Any:

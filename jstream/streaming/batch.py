@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jstream.model import Model
+from jstream.models.cache import LIVE
 from jstream.streaming.step import Inputs, Language, Shape, compile_embed, compile_rebase, compile_step, fresh_cache
 from jstream.streaming.stream import Chunk, Lengths, Look, Rebase, Result, Wish
 
@@ -26,6 +27,12 @@ def _steps_of_four(first: int, last: int) -> list[int]:
         steps.append(first)
         first *= 4
     return [*steps, last]
+
+
+def reads_for(platform: str, ring: bool, slots: int) -> list[int]:
+    """The `View.reads` that steps are compiled for. A loop over what is live would cost an accelerator more than it
+    saves there, so that its programs read fixed numbers of slots."""
+    return [LIVE] if platform == "cpu" else [0] if ring else _steps_of_four(READS, slots)
 
 
 class Batch:
@@ -45,7 +52,8 @@ class Batch:
     def __init__(self, model: Model, lengths: Lengths, streams: int = 1, ring: bool = False, looks: bool = False):
         self.model, self.lengths, self.streams = model, lengths, streams
         begin = time.perf_counter()
-        self._reads = [0] if ring else _steps_of_four(READS, lengths.slots)
+        device = (jax.devices() if model.mesh is None else model.mesh.devices.flat)[0]
+        self._reads = reads_for(device.platform, ring, lengths.slots)
         self._together = _steps_of_four(1, streams) if streams > 1 or looks else []
         language = Language(model.protocol.scores, model.protocol.frame_id, model.protocol.unspoken_ids)
         where = (model.dtype, model.mesh)

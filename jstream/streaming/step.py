@@ -38,7 +38,7 @@ class Shape:
         batch: B streams.
         slots: S of the cache.
         tokens: T of the chunks.
-        reads: slots that the step reads, the first ones; 0 for all.
+        reads: slots that the step reads, the first ones; 0 for all, or `cache.LIVE`.
         sinks: tokens at the start of every stream that are never forgotten, whatever is left out behind them.
     """
 
