@@ -18,6 +18,9 @@ As its tower is frozen, what it makes of the videos can be computed once, which 
 `python -m jstream.features --config=configs/videollm_online.py --annotations=chats.jsonl --out=FOLDER`, and then
 --config.dialogues=FOLDER.
 
+Rows of 16,384 tokens are for a node. `configs/videollm_online.py:8k` has shorter ones for one large card, and `:24gb`
+still shorter ones and smaller optimizer states for a small one; docs/memory.md has the bytes.
+
 Recipe: `scripts/ego4d/live1+.sh` of its repository: 2 fps, up to 1200 frames, two passes, 64 samples a step, 2e-4 with
 a cosine; samples are packed, 32 rows hold about as many.
 
@@ -25,9 +28,12 @@ It speaks where p(silence) falls below 0.725, as in the published demo, or anoth
 --threshold=0.4 puts p(speak) ≥ 0.4 in the place of the former.
 """
 
+import dataclasses
+
 import ml_collections
 
 from jstream.config import (
+    ConfigError,
     DecoderConfig,
     LoraConfig,
     ModelConfig,
@@ -40,8 +46,13 @@ from jstream.config import (
 )
 from jstream.protocols.live import PUBLISHED
 
+SHORTER = {  # shorter rows, for one card; most tokens of a row are those of its frames
+    "8k": dict(stage=dict(rows=16, accumulate=8, frames=640, tokens=8192)),
+    "24gb": dict(stage=dict(rows=1, accumulate=1, frames=160, tokens=2048), optimizer="adamw_8bit"),
+}
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(size: str = "") -> ml_collections.ConfigDict:
     vision = SiglipConfig(
         image_size=384, patch_size=16, width=1024, num_layers=24, num_heads=16, mlp_dim=4096, grid=3, pooled_token=True
     )  # fmt: skip
@@ -63,4 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
         lora=LoraConfig(rank=128, alpha=256.0, dropout=0.05), fps=2.0, optimizer="adamw", weight_decay=0.0, beta2=0.999,
         warmup=0.05, compute_dtype="bfloat16", remat="layer", workers=16, log_every=10,
     )  # fmt: skip
+    if size:
+        if size not in SHORTER:
+            raise ConfigError(f"configs/videollm_online.py:{size}: expected nothing, {' or '.join(SHORTER)}")
+        changes = dict(SHORTER[size])
+        config = dataclasses.replace(config, stages=(dataclasses.replace(stage, **changes.pop("stage")),), **changes)
     return ml_collections.ConfigDict(to_dict(config))

@@ -3,6 +3,7 @@
     python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
     python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
     python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
+    python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # a stream's step beside torch
     python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
     python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from jstream import command
-from jstream.benchmarks import peer, report, rows, streams, train
+from jstream.benchmarks import peer, report, rows, stream_peer, streams, train
 from jstream.benchmarks.report import Figure
 from jstream.config import ConfigError, TrainConfig
 
@@ -33,6 +34,7 @@ _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: s
 
 
 _STREAMS = flags.DEFINE_integer("streams", 16, "How many are watched at once.", lower_bound=1)
+_SLOTS = flags.DEFINE_integer("slots", 1024, "Tokens of the cache, which is full but for the chunk.", lower_bound=64)
 _MEMORY = flags.DEFINE_string("memory", "", "Policy of the streams; append, and sinks for a long run, by default.")
 
 
@@ -62,11 +64,16 @@ def _longrun(config: TrainConfig | None) -> Sequence[Figure]:
     return streams.measure_longrun(config, _FRAMES.value or 10_000, _MEMORY.value or "sinks")
 
 
+def _stream_peer(config: TrainConfig | None) -> Sequence[Figure]:
+    return stream_peer.measure(config, _SLOTS.value, _STEPS.value)
+
+
 MODES: dict[str, Callable[[TrainConfig | None], Sequence[Figure]]] = {
     "train": _train,
     "rows": _rows,
     "engine": _engine,
     "longrun": _longrun,
+    "peer": _stream_peer,
 }
 
 

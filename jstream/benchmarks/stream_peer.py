@@ -1,0 +1,174 @@
+"""The decoder's step of a live stream beside torch and transformers: equal weights, cache, chunk and device.
+
+`torch_eager` is VideoLLM-online's loop as published: adapters beside their kernels, a cache that grows by
+concatenation. `torch_compile` is what one would make of it: adapters merged, a static cache, `torch.compile`. Frames
+are given as their tokens, so the towers, which do the same work, are left out. Logits are compared before anything is
+timed; then rounds of all take turns, so that whatever else the machine does falls on each.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jstream.benchmarks.report import Figure
+from jstream.benchmarks.synthetic import bundled_protocol
+from jstream.config import ConfigError, SiglipConfig, TrainConfig
+from jstream.models.cache import LIVE
+from jstream.models.video_lm import init_params
+from jstream.protocols.live import Live
+from jstream.streaming.batch import reads_for
+from jstream.streaming.step import Inputs, Language, Shape, compile_step, fresh_cache
+from jstream.training import lora
+from jstream.weights.hf import flat, unflat
+
+ROUNDS = 10
+CLOSE = {"float32": 1e-3, "bfloat16": 1e-1}  # how far logits may be apart, of their spread
+
+
+class OurStream:
+    """The compiled step of a stream whose cache holds `context`, a chunk at a time at the same place."""
+
+    def __init__(self, config: TrainConfig, params: Any, language: Language, context: np.ndarray, slots: int):
+        self.config, self.params, self.language = config.model, params, language
+        self.dtype, self.slots = jnp.dtype(config.compute_dtype), slots
+        self.cache = fresh_cache(config.model, 1, slots, self.dtype, None)
+        self.place, self.programs = 0, {}
+        self.compile_seconds = 0.0
+        frame_tokens = config.model.vision.tokens_per_frame
+        for start in range(0, len(context), frame_tokens):
+            self(context[start : start + frame_tokens], [language.frame_id] * frame_tokens)
+            self.place += frame_tokens
+
+    def __call__(self, frame_tokens: np.ndarray | None, tokens: list[int]) -> np.ndarray:
+        """What the language makes of the logits behind a chunk, and the next token: read by the host."""
+        kind, count = "text" if frame_tokens is None else "turn", len(tokens)
+        if (kind, count) not in self.programs:
+            began = time.perf_counter()
+            reads = reads_for(jax.devices()[0].platform, False, self.slots)
+            shape = Shape(
+                1, self.slots, count, next(size for size in reads if size == LIVE or size >= self.place + count)
+            )
+            self.programs[kind, count] = compile_step(kind, self.config, self.language, shape, self.dtype)
+            self.compile_seconds = max(self.compile_seconds, time.perf_counter() - began)
+        one = lambda value: np.full(1, value, np.int32)
+        rope = np.broadcast_to(self.place + np.arange(count, dtype=np.int32), (3, 1, count))
+        inputs = Inputs(
+            np.asarray(tokens, np.int32)[None], one(count), rope, one(self.place), one(self.place), one(0), one(0),
+            np.zeros(1, np.float32), one(0),
+        )  # fmt: skip
+        rest = () if frame_tokens is None else (frame_tokens[None].astype(self.dtype),)
+        self.cache, result = self.programs[kind, count](self.params, self.cache, inputs, *rest)
+        return np.asarray(result)[0]
+
+
+def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
+    """Times a silent frame and a token of a reply, in all three.
+
+    Args:
+        slots: S of the cache; it is full but for the chunk.
+        steps: of each, in ROUNDS rounds.
+
+    Raises:
+        ConfigError: torch is missing, the model is not written in torch here, or the logits are not the same.
+    """
+    if config is None or not config.lora.rank or config.protocol.name != "live":
+        raise ConfigError("--mode=peer: expected a config of VideoLLM-online's make, e.g. configs/bench_125m.py")
+    if not isinstance(config.model.vision, SiglipConfig):
+        raise ConfigError("--mode=peer: expected a SigLIP tower, found Qwen's")
+    try:
+        from jstream.benchmarks.torch_stream import TorchStream
+    except ImportError as error:
+        raise ConfigError(f"--mode=peer: expected torch and transformers ({error}); pip install '.[parity]'") from None
+    protocol = bundled_protocol(config)
+    assert isinstance(protocol, Live)
+    leaves, adapters = random_weights(config)
+    merged = lora.merge(leaves, adapters, config.lora)
+    rng, per_frame = np.random.default_rng(0), config.model.vision.tokens_per_frame
+    width = config.model.decoder.width
+    spread = float(jnp.std(leaves["decoder/embed_tokens/embedding"]))
+    frames = lambda count: rng.normal(0, spread, (count * per_frame, width)).astype(np.float32)
+    context, frame = frames((slots - per_frame - 1) // per_frame), frames(1)
+    # a frame and the token that asks for the decision; a reply's token
+    chunks = {"frame": [protocol.frame_id] * per_frame + [protocol.silence_id], "reply": [protocol.silence_id]}
+    config = dataclasses.replace(config, remat="none")  # nothing is trained
+    on_host = {path: np.asarray(x) for path, x in leaves.items()}
+    no_lora = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+    eager = TorchStream(config, on_host | {path: np.asarray(x) for path, x in adapters.items()}, context, slots)
+    compiled = TorchStream(no_lora, {path: np.asarray(x) for path, x in merged.items()}, context, slots)
+    params = jax.tree.map(lambda x: x.astype(config.compute_dtype), unflat(merged))
+    words = np.asarray(merged["decoder/embed_tokens/embedding"])
+    embeds = {"frame": np.concatenate([frame, words[[protocol.silence_id]]]), "reply": words[[protocol.silence_id]]}
+
+    def ours(scores: Callable[[jax.Array], jax.Array]) -> tuple[OurStream, dict[str, Callable[[], np.ndarray]]]:
+        stream = OurStream(config, params, Language(scores, protocol.frame_id, ()), context, slots)
+        return stream, {
+            "frame": lambda: stream(frame, chunks["frame"]),
+            "reply": lambda: stream(None, chunks["reply"]),
+        }
+
+    apart = 0.0
+    _, whole = ours(lambda logits: logits)
+    for kind, chunk in embeds.items():
+        expected = whole[kind]()[:-1]
+        for name, stream in (("torch_eager", eager), ("torch_compile", compiled)):
+            found = stream.logits(stream.to_device(chunk)).cpu().numpy()
+            far = float(np.abs(found - expected).max())
+            if far > CLOSE[config.compute_dtype] * float(np.std(expected)):
+                raise ConfigError(f"--mode=peer: expected equal logits of a {kind}, found {name} {far:.1e} apart")
+            apart = max(apart, far)
+    stream, steps_of_ours = ours(protocol.scores)
+    figures = [
+        Figure("params", sum(x.size for x in jax.tree.leaves(params["decoder"])), "{:,}"),
+        Figure("cache_tokens", stream.place),
+        Figure("max_logit_diff", apart, "{:.1e}"),
+        Figure("logit_spread", float(np.std(whole["frame"]()[:-1])), "{:.2f}"),
+        Figure("jstream_compile_seconds", stream.compile_seconds, "{:.1f}"),
+    ]
+    del whole
+    for kind, chunk in embeds.items():
+        runs = {"jstream": steps_of_ours[kind]}
+        for name, peer in (("torch_eager", eager), ("torch_compile", compiled)):
+            given = peer.to_device(chunk)
+            runs[name] = lambda peer=peer, given=given: peer.decide(given, protocol.silence_id)
+        figures += compare("" if kind == "frame" else "reply_", runs, max(steps // ROUNDS, 1))
+    return figures
+
+
+def random_weights(config: TrainConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Leaves of fresh params and of adapters, both halves of them, in f32: path → array."""
+    key = jax.random.key(0)
+    leaves = flat(jax.jit(lambda key: init_params(config.model, key))(key))
+    adapters = lora.init_adapters(leaves, config.lora, key)
+    filled = {
+        path: jax.random.normal(jax.random.fold_in(key, number), x.shape) * 0.01 if path.endswith("/b") else x
+        for number, (path, x) in enumerate(adapters.items())
+    }
+    return leaves, filled
+
+
+def compare(prefix: str, runs: dict[str, Callable[[], Any]], steps: int) -> list[Figure]:
+    """Milliseconds of each, medians over all steps, and ratios, medians over rounds that came one after the other."""
+    spent: dict[str, list[list[float]]] = {name: [] for name in runs}
+    with tqdm(total=(ROUNDS + 1) * len(runs), desc=f"{prefix}rounds", delay=2, dynamic_ncols=True) as bar:
+        for number in range(ROUNDS + 1):  # the first warms up
+            for name, once in runs.items():
+                each = []
+                for _ in range(steps):
+                    began = time.perf_counter()
+                    once()
+                    each.append(time.perf_counter() - began)
+                if number:
+                    spent[name].append(each)
+                bar.update()
+    median = {name: [float(np.median(each)) for each in rounds] for name, rounds in spent.items()}
+    found = [Figure(f"{prefix}{name}_ms", 1e3 * float(np.median(spent[name])), "{:.2f}") for name in runs]
+    for name in ("eager", "compile"):
+        ratio = np.median(np.divide(median["jstream"], median[f"torch_{name}"]))
+        found.append(Figure(f"{prefix}ratio_{name}", float(ratio), "{:.2f}"))
+    return found
