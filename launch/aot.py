@@ -44,6 +44,13 @@ def main() -> None:
         except TooLarge as error:
             print(f"stage {number} on {on}: {verdict(error.needed, memory)} ({time.perf_counter() - began:.0f} s)")
             continue
+        except RuntimeError as error:
+            if "cuDNN" not in str(error):
+                raise
+            raise ConfigError(
+                "--topology: expected cuDNN, whose attention the step uses on a card, found none; "
+                "pip install nvidia-cudnn-cu13, or take --config.attention=xla, which needs about as much memory"
+            ) from None
         temporary = compiled.memory_analysis().temp_size_in_bytes
         print(
             f"stage {number} on {on}: {verdict(foretold(compiled), memory)}\n"

@@ -53,7 +53,8 @@ def test_the_command_times_a_step_and_leaves_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--mode=speed", "--config=tests/smallest.py"], "expected --mode=train|rows|engine|longrun, found 'speed'"),
+        (["--mode=speed", "--config=tests/smallest.py"], "expected --mode=train|rows|engine|longrun|peer, found"),
+        (["--mode=peer", "--config=tests/smallest.py"], "expected a config of VideoLLM-online's make"),
         (["--mode=train"], "expected --config=FILE with stages"),
         (["--mode=train", "--config=tests/smallest.py", "--stage=2"], "expected one of the 2 stages"),
         (["--mode=rows", "--config=tests/smallest.py", "--dialogues=nowhere.json"], "nowhere.json"),

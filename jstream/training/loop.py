@@ -105,7 +105,8 @@ def check_rows(stages: Sequence[StageConfig], mesh: Mesh) -> None:
         if stage.rows // stage.accumulate % devices:
             raise ConfigError(
                 f"stages[{number}]: expected rows / accumulate to be a multiple of the {devices} devices of data × "
-                f"fsdp, found {stage.rows} / {stage.accumulate}; take other rows, or more --config.mesh.tensor"
+                f"fsdp, found {stage.rows} / {stage.accumulate}; take other rows, fewer parts "
+                f"(--config.stages[{number}].accumulate) or more --config.mesh.tensor"
             )
 
 
