@@ -23,6 +23,18 @@ PEAK_FLOPS = {
     "TPU v6": 918e12,
 }
 
+# Bytes/s that one device reads from its memory, as above.
+PEAK_BANDWIDTH = {
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA H100": 3.35e12,
+    "NVIDIA A100": 2.039e12,
+    "NVIDIA GeForce RTX 3090": 0.936e12,
+    "TPU v4": 1.228e12,
+    "TPU v5 lite": 0.819e12,
+    "TPU v5": 2.765e12,  # v5p
+    "TPU v6": 1.64e12,
+}
+
 # Bytes of a chip that a program can have, as the compiler says when there are too few; v5p and v4 by data sheet.
 TPU_MEMORY = {"v4": 32 * GIB, "v5e": 15.75 * GIB, "v5p": 95 * GIB, "v6e": 31.24 * GIB}
 
@@ -50,7 +62,16 @@ KNOWN = "a TPU slice such as v5p:2x2x1, v5e:2x4 or v6e:2x2, or a card: " + ", ".
 
 def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of a device; None where it is not known."""
-    return next((peak for kind, peak in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+    return _known(PEAK_FLOPS, device_kind)
+
+
+def peak_bandwidth(device_kind: str) -> float | None:
+    """Bytes/s that a device reads from its memory; None where it is not known."""
+    return _known(PEAK_BANDWIDTH, device_kind)
+
+
+def _known(peaks: dict[str, float], device_kind: str) -> float | None:
+    return next((peak for kind, peak in peaks.items() if device_kind.startswith(kind)), None)
 
 
 def compile_without_devices() -> None:

@@ -3,7 +3,8 @@
     python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
     python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
     python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
-    python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # a stream's step beside torch
+    python -m jstream.bench --mode=frame [--config=FILE --slots=8192 --steps=200]   # or reply: a stream's step
+    python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # the same beside torch
     python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
     python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
 
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from jstream import command
-from jstream.benchmarks import peer, report, rows, stream_peer, streams, train
+from jstream.benchmarks import peer, report, rows, stream_peer, streams, train, turn
 from jstream.benchmarks.report import Figure
 from jstream.config import ConfigError, TrainConfig
 
@@ -64,6 +65,10 @@ def _longrun(config: TrainConfig | None) -> Sequence[Figure]:
     return streams.measure_longrun(config, _FRAMES.value or 10_000, _MEMORY.value or "sinks")
 
 
+def _turn(config: TrainConfig | None) -> Sequence[Figure]:
+    return turn.measure(config, _MODE.value, _SLOTS.value, _STEPS.value)
+
+
 def _stream_peer(config: TrainConfig | None) -> Sequence[Figure]:
     return stream_peer.measure(config, _SLOTS.value, _STEPS.value)
 
@@ -73,6 +78,8 @@ MODES: dict[str, Callable[[TrainConfig | None], Sequence[Figure]]] = {
     "rows": _rows,
     "engine": _engine,
     "longrun": _longrun,
+    "frame": _turn,
+    "reply": _turn,
     "peer": _stream_peer,
 }
 

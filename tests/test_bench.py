@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jstream.benchmarks import memory, peer, report, rows, synthetic, train
+from jstream.benchmarks import memory, peer, report, rows, synthetic, train, turn
 from jstream.config import ConfigError, ObjectiveConfig, QwenVisionConfig, TrainConfig, from_dict
 from jstream.data.dialogue import Dialogue, Query, Response, write_raw
 from jstream.data.world import make_world
@@ -53,7 +53,7 @@ def test_the_command_times_a_step_and_leaves_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--mode=speed", "--config=tests/smallest.py"], "expected --mode=train|rows|engine|longrun|peer, found"),
+        (["--mode=speed"], "expected --mode=train|rows|engine|longrun|frame|reply|peer, found 'speed'"),
         (["--mode=peer", "--config=tests/smallest.py"], "expected a config of VideoLLM-online's make"),
         (["--mode=train"], "expected --config=FILE with stages"),
         (["--mode=train", "--config=tests/smallest.py", "--stage=2"], "expected one of the 2 stages"),
@@ -63,6 +63,22 @@ def test_the_command_times_a_step_and_leaves_a_report(tmp_path):
 def test_what_cannot_be_is_an_error_of_one_line(arguments, line):
     done = run(*arguments)
     assert done.returncode == 1 and line in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["frame", "reply"])
+def test_a_step_of_a_stream_is_timed_beside_its_floor(kind, monkeypatch):
+    monkeypatch.setattr(turn, "measured_peaks", lambda: (1e9, 1e9))
+    found = {figure.key: figure.value for figure in turn.measure(CONFIG, kind, slots=256, steps=5)}
+    per_frame, decoder = CONFIG.model.vision.tokens_per_frame, CONFIG.model.decoder
+    assert found["tokens"] == 1 if kind == "reply" else found["tokens"] > per_frame
+    assert 256 - found["tokens"] - per_frame < found["cache_tokens"] <= 256 - found["tokens"]
+    assert 0 < found["ms_median"] <= found["ms_p99"]
+    a_token = 2 * 4 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim  # bytes of its keys and values
+    assert found["bytes"] > (found["cache_tokens"] + found["tokens"]) * a_token
+    assert found["floor_ms"] == pytest.approx(1e3 * max(found["bytes"], found["flops"]) / 1e9)
+    assert found["fraction_of_floor"] == pytest.approx(found["floor_ms"] / found["ms_median"])
+    with pytest.raises(ConfigError, match="room for two frames"):
+        turn.measure(CONFIG, kind, slots=per_frame, steps=5)
 
 
 @pytest.mark.parametrize("name", ["streamo", "videollm_online"])

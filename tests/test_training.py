@@ -37,7 +37,7 @@ from jstream.protocols import make_tokenizer
 from jstream.protocols.streamo import Streamo, turns_of
 from jstream.sharding import training_mesh
 from jstream.training import lora
-from jstream.training.flops import step_flops
+from jstream.training.flops import forward_flops, step_flops
 from jstream.training.loop import check_rows, place_state
 from jstream.training.optimizer import stage_schedule
 from jstream.training.step import (
@@ -343,6 +343,10 @@ def test_the_flops_of_a_step_are_six_a_param_and_token_where_all_is_trained():
     assert count({}, {}, 50.0) == 3 * 4 * 50 * decoder.num_layers * decoder.num_heads * decoder.head_dim
     tower = {"vision/layers_0/mlp/fc1/kernel": shape(16, 16)}
     assert step_flops(CONFIG.model, {}, tower, 0, 10, 0) == 2 * 10 * 4 * 256  # 4 patches a frame, forward alone
+    forward = lambda params, pairs=0.0: forward_flops(CONFIG.model, params, 100, 10, pairs, decided=1)
+    assert forward(tower) == 2 * 10 * 4 * 256 and forward(kernel) == 2 * 100 * 32 * 64
+    assert forward(table) == 2 * 640 * 32  # behind one token alone
+    assert forward({}, 50.0) == 4 * 50 * decoder.num_layers * decoder.num_heads * decoder.head_dim
 
 
 # ----------------------------------------------------------------------------------------------------- the command

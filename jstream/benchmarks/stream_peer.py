@@ -18,53 +18,16 @@ from tqdm import tqdm
 
 from jstream.benchmarks.report import Figure
 from jstream.benchmarks.synthetic import bundled_protocol
+from jstream.benchmarks.turn import OneStream
 from jstream.config import ConfigError, SiglipConfig, TrainConfig
-from jstream.models.cache import LIVE
 from jstream.models.video_lm import init_params
 from jstream.protocols.live import Live
-from jstream.streaming.batch import reads_for
-from jstream.streaming.step import Inputs, Language, Shape, compile_step, fresh_cache
+from jstream.streaming.step import Language
 from jstream.training import lora
 from jstream.weights.hf import flat, unflat
 
 ROUNDS = 10
 CLOSE = {"float32": 1e-3, "bfloat16": 1e-1}  # how far logits may be apart, of their spread
-
-
-class OurStream:
-    """The compiled step of a stream whose cache holds `context`, a chunk at a time at the same place."""
-
-    def __init__(self, config: TrainConfig, params: Any, language: Language, context: np.ndarray, slots: int):
-        self.config, self.params, self.language = config.model, params, language
-        self.dtype, self.slots = jnp.dtype(config.compute_dtype), slots
-        self.cache = fresh_cache(config.model, 1, slots, self.dtype, None)
-        self.place, self.programs = 0, {}
-        self.compile_seconds = 0.0
-        frame_tokens = config.model.vision.tokens_per_frame
-        for start in range(0, len(context), frame_tokens):
-            self(context[start : start + frame_tokens], [language.frame_id] * frame_tokens)
-            self.place += frame_tokens
-
-    def __call__(self, frame_tokens: np.ndarray | None, tokens: list[int]) -> np.ndarray:
-        """What the language makes of the logits behind a chunk, and the next token: read by the host."""
-        kind, count = "text" if frame_tokens is None else "turn", len(tokens)
-        if (kind, count) not in self.programs:
-            began = time.perf_counter()
-            reads = reads_for(jax.devices()[0].platform, False, self.slots)
-            shape = Shape(
-                1, self.slots, count, next(size for size in reads if size == LIVE or size >= self.place + count)
-            )
-            self.programs[kind, count] = compile_step(kind, self.config, self.language, shape, self.dtype)
-            self.compile_seconds = max(self.compile_seconds, time.perf_counter() - began)
-        one = lambda value: np.full(1, value, np.int32)
-        rope = np.broadcast_to(self.place + np.arange(count, dtype=np.int32), (3, 1, count))
-        inputs = Inputs(
-            np.asarray(tokens, np.int32)[None], one(count), rope, one(self.place), one(self.place), one(0), one(0),
-            np.zeros(1, np.float32), one(0),
-        )  # fmt: skip
-        rest = () if frame_tokens is None else (frame_tokens[None].astype(self.dtype),)
-        self.cache, result = self.programs[kind, count](self.params, self.cache, inputs, *rest)
-        return np.asarray(result)[0]
 
 
 def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
@@ -105,11 +68,14 @@ def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
     words = np.asarray(merged["decoder/embed_tokens/embedding"])
     embeds = {"frame": np.concatenate([frame, words[[protocol.silence_id]]]), "reply": words[[protocol.silence_id]]}
 
-    def ours(scores: Callable[[jax.Array], jax.Array]) -> tuple[OurStream, dict[str, Callable[[], np.ndarray]]]:
-        stream = OurStream(config, params, Language(scores, protocol.frame_id, ()), context, slots)
+    def ours(scores: Callable[[jax.Array], jax.Array]) -> tuple[OneStream, dict[str, Callable[[], np.ndarray]]]:
+        language = Language(scores, protocol.frame_id, ())
+        stream = OneStream(config.model, params, language, slots, config.compute_dtype)
+        stream.fill(context.reshape(-1, per_frame, width))
+        given = frame[None].astype(stream.dtype)
         return stream, {
-            "frame": lambda: stream(frame, chunks["frame"]),
-            "reply": lambda: stream(None, chunks["reply"]),
+            "frame": lambda: stream("turn", chunks["frame"], given),
+            "reply": lambda: stream("text", chunks["reply"]),
         }
 
     apart = 0.0

@@ -6,7 +6,7 @@ row that hold nothing, do not count (model FLOPs utilisation, arXiv 2204.02311, 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,20 +54,49 @@ def step_flops(
         pairs: of a token and itself or one before it in the same dialogue: what attention is about.
         stored_features: the vision tower does not run, as what it makes of the frames is read.
     """
-    decoder, vision = config.decoder, config.vision
-    patches = math.prod(vision.frame_size) / vision.patch_size**2
-    merged = patches / vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else vision.tokens_per_frame
     total = 0.0
-    for path, x in {**trained, **frozen}.items():
+    for path, products in _products(config, {**trained, **frozen}, tokens, frames):
         if stored_features and path.startswith("vision/"):
             continue
-        size, learned = math.prod(x.shape), path in trained
+        backward = 1 + (path in trained) if path.startswith(("decoder/", "lora/")) else 2 * (path in trained)
+        total += products * (1 + backward)
+    return total + 3 * _attention(config, pairs)  # its backward pass is twice the forward one
+
+
+def forward_flops(
+    config: ModelConfig, params: Mapping[str, Any], tokens: float, frames: float, pairs: float, decided: float
+) -> float:
+    """FLOPs of reading tokens and frames in a live stream.
+
+    Args:
+        params: path → array or shape, of what takes part.
+        pairs: of a token and one that it sees.
+        decided: tokens behind which there are logits.
+    """
+    total = _attention(config, pairs)
+    for path, products in _products(config, params, tokens, frames):
+        head = path.startswith(("decoder/lm_head", "decoder/embed_tokens"))
+        total += products * (decided / tokens if head else 1)
+    return total
+
+
+def _products(
+    config: ModelConfig, params: Mapping[str, Any], tokens: float, frames: float
+) -> Iterator[tuple[str, float]]:
+    """The kernels, with the FLOPs of what they are multiplied with: 2 a param and position."""
+    vision = config.vision
+    patches = math.prod(vision.frame_size) / vision.patch_size**2
+    merged = patches / vision.merge_size**2 if isinstance(vision, QwenVisionConfig) else vision.tokens_per_frame
+    for path, x in params.items():
+        size = math.prod(x.shape)
         if path == "decoder/embed_tokens/embedding":  # a product where it is the head as well
-            total += tokens * size * (4 + 2 * learned) * decoder.tie_embeddings
+            yield path, 2 * tokens * size * config.decoder.tie_embeddings
         elif path.startswith(("decoder/", "lora/")) and path.endswith(("/kernel", "/a", "/b")):
-            total += tokens * size * (4 + 2 * learned)
+            yield path, 2 * tokens * size
         elif path.startswith(("vision/", "projector/")) and path.endswith("kernel"):
             behind = path.startswith("projector/") or "/merger/" in path or "/deepstack_" in path
-            total += frames * (merged if behind else patches) * size * (6 if learned else 2)
-    attention = 4 * pairs * decoder.num_layers * decoder.num_heads * decoder.head_dim
-    return total + 3 * attention  # its backward pass is twice the forward one
+            yield path, 2 * frames * (merged if behind else patches) * size
+
+
+def _attention(config: ModelConfig, pairs: float) -> float:
+    return 4 * pairs * config.decoder.num_layers * config.decoder.num_heads * config.decoder.head_dim
