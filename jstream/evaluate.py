@@ -25,6 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
 )
 _TASK = flags.DEFINE_multi_string("task", [], f"Only this task; may be repeated. One of {', '.join(world.TASKS)}.")
+_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what that costs.")
 _RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
 
 
@@ -39,13 +40,14 @@ def main() -> None:
     size = max(model.config.vision.frame_size)
     model = model.for_frames(size, size)
     capacity = world.room_for(samples, model.protocol, MAX_NEW_TOKENS)
-    session = Session(model, capacity=capacity, max_new_tokens=MAX_NEW_TOKENS)
+    session = Session(model, capacity=capacity, max_new_tokens=MAX_NEW_TOKENS, int8_cache=_INT8_CACHE.value)
 
     about = {
         "benchmark": _BENCHMARK.value,
         "seed": _SEED.value,
         "num_videos": _NUM_VIDEOS.value,
         "checkpoint": _CHECKPOINT.value or "bundled",
+        "int8_cache": _INT8_CACHE.value,
     }
     report = world.evaluate(session, samples, _OUT.value, about, size, rendered=_RENDERED.value, progress=True)
     print(world.table(report))

@@ -70,6 +70,7 @@ _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "Tokens the cache holds; by default enough for the video, or for the window of the memory.", 256
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut there.", 1, 4096)
+_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keep keys and values in int8: half the bytes of bfloat16.")
 
 _DEFAULT_QUERY = "0:Narrate what happens."
 _UNKNOWN_LENGTH = 600  # turns to hold for a stream that does not say how long it is
@@ -212,6 +213,7 @@ def main() -> None:
             threshold=_THRESHOLD.value,
             temperature=_TEMPERATURE.value,
             max_new_tokens=_MAX_NEW_TOKENS.value,
+            int8_cache=_INT8_CACHE.value,
         )
         print(
             f"ready after {time.perf_counter() - began:.1f} s, of which compiling {engine.compile_seconds:.1f} s; "

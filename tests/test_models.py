@@ -12,7 +12,7 @@ import pytest
 from jstream.config import DecoderConfig, ModelConfig, SiglipConfig
 from jstream.models import rope
 from jstream.models.attention import attend, position_mask
-from jstream.models.cache import EMPTY, CacheFullError, View, empty_cache, require_room
+from jstream.models.cache import EMPTY, CacheFullError, View, empty_cache, require_room, to_int8
 from jstream.models.layers import MLP, RMSNorm, SwiGLU
 from jstream.models.siglip import Siglip, pooling_matrix
 from jstream.models.tiled_attention import _over_tiles, attend_live, attend_tiled
@@ -334,6 +334,26 @@ def test_attention_to_what_is_live_is_attention_to_the_whole_cache(queries, bloc
         v = v.at[:, used.max() :].set(jnp.nan)
     got = jax.jit(lambda *qkv: attend_live(*qkv, jnp.asarray(sees), *extra, block=block))(q, k, v)
     np.testing.assert_allclose(got[:2], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_attention_to_int8_is_attention_to_what_it_stands_for(sinks):
+    rng = np.random.default_rng(3)
+    q, of_sinks = (jnp.asarray(rng.normal(size=(2, 5, 4, 8)), jnp.float32) for _ in range(2))
+    # tokens of very different size, and one of zeros
+    sizes = 10.0 ** rng.integers(-3, 3, (2, 2, 23, 2, 1)) * (np.arange(23) != 4)[:, None, None]
+    k, v = (jnp.asarray(rng.normal(size=(2, 23, 2, 8)) * size, jnp.float32) for size in sizes)
+    mask = jnp.asarray(rng.random((2, 5, 23)) < 0.7).at[:, :, 0].set(True)
+    extra = (of_sinks, sinks) if sinks else ()
+    small = [to_int8(x) for x in (k, v)]
+    back = [x.values * x.scales[..., None] for x in small]
+    for x, rounded in zip((k, v), back):
+        assert (jnp.abs(x - rounded) <= 0.5001 * jnp.abs(x).max(-1, keepdims=True) / 127).all()
+    want = attend(q, *back, mask, *extra)
+    for attention in (attend, functools.partial(attend_live, block=7)):
+        np.testing.assert_allclose(
+            attention(q, *small, mask, *extra), want, rtol=2e-5, atol=1e-5 * float(jnp.abs(v).max())
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ positions

@@ -160,6 +160,19 @@ def test_programs_of_accelerators_see_what_those_of_cpus_see(monkeypatch):
     np.testing.assert_allclose(live, fixed, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory", ["append", "sinks:4", "reprefill:4"])
+def test_an_int8_cache_is_smaller_and_decides_nearly_the_same(memory):
+    def watch(int8_cache):
+        watched = Watcher(make_model(), memory, capacity=512, script=[0] * 16, int8_cache=int8_cache)
+        probs = [[*watched.see(frame).probs.values()] for frame in frames(16)]
+        return np.asarray(probs), sum(x.nbytes for x in jax.tree.leaves(watched.batch.cache))
+
+    (exact, whole), (near, small) = watch(False), watch(True)
+    assert small < 0.5 * whole  # of heads as narrow as these; of a published model it is nearer to a fourth of f32
+    # so sharp a model magnifies all rounding, and single frames by chance a good deal
+    assert 0 < np.abs(near - exact).mean() < 0.03 < 0.1 < np.abs(exact - exact.mean(0)).mean()
+
+
 def test_what_a_session_feeds_is_the_rendering_of_the_dialogue_it_held():
     model = make_model()
     protocol = model.protocol

@@ -37,7 +37,7 @@ class OneStream:
 
     def __init__(self, config: ModelConfig, params: Any, language: Language, slots: int, dtype: Any):
         self.config, self.params, self.language, self.slots = config, params, language, slots
-        self.dtype, self.cache = jnp.dtype(dtype), fresh_cache(config, 1, slots, dtype, None)
+        self.dtype, self.cache = jnp.dtype(dtype), fresh_cache(config, Shape(1, slots, 1), dtype, None)
         self.place, self.programs, self.compile_seconds = 0, {}, 0.0
         self._reads = reads_for(jax.devices()[0].platform, False, slots)
 

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, LIVE, Cache, View
+from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, mix
 from jstream.models.tiled_attention import attend_live, attend_tiled
 from jstream.sharding import over_rows_and_heads
 
 
 def attend(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BSKH: Stored,
+    v_BSKH: Stored,
     mask_BTS: jax.Array,
     of_sinks_BTNH: jax.Array | None = None,
     sinks: int = 0,
@@ -36,18 +36,18 @@ def attend(
     Returns:
         [B, T, N, H], in the dtype of the queries.
     """
-    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", g=groups)
-    compare = lambda q, k: jnp.einsum("bkgth,bskh->bkgts", group(q), k, preferred_element_type=jnp.float32)
+    kv_heads = jax.tree.leaves(k_BSKH)[0].shape[2]
+    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
     if of_sinks_BTNH is None:
-        scores = compare(q_BTNH, k_BSKH)
+        scores = compare(group(q_BTNH), k_BSKH)
     else:
-        near, far = compare(q_BTNH, k_BSKH[:, sinks:]), compare(of_sinks_BTNH, k_BSKH[:, :sinks])
-        scores = jnp.concatenate([far, near], axis=-1)
+        first, rest = (
+            jax.tree.map(lambda k, part=part: k[:, part], k_BSKH) for part in (slice(sinks), slice(sinks, None))
+        )
+        scores = jnp.concatenate([compare(group(of_sinks_BTNH), first), compare(group(q_BTNH), rest)], axis=-1)
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", probs, v_BSKH)
-    return rearrange(out, "b t k g h -> b t (k g) h").astype(q_BTNH.dtype)
+    out = mix(jax.nn.softmax(scores, axis=-1), v_BSKH, q_BTNH.dtype)
+    return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
 def attend_cache(
@@ -59,7 +59,8 @@ def attend_cache(
         positions_BT: int32: where in its stream a token stands, EMPTY for padding.
         of_sinks_BTNH: as in `attend`, for the view's sinks.
     """
-    read = lambda x: x[:, : view.reads if view.reads > 0 else cache.slots]
+    count = view.reads if view.reads > 0 else cache.slots
+    read = lambda stored: jax.tree.map(lambda x: x[:, :count], stored)
     mask_BTS = position_mask(positions_BT, read(cache.positions))
     attend_to = attend_live if view.reads == LIVE else attend
     keys, values = read(cache.keys[layer]), read(cache.values[layer])

@@ -1,8 +1,9 @@
 """The KV cache: an explicit pytree that a step takes, donates and returns.
 
 Keys and values are tuples with one array a layer: a stacked cache that is scanned over gets copied (docs/design.md).
-Keys are stored rotated at their absolute positions. A slot holds a token only if its `position` is not `EMPTY`, and
-masks compare positions, never slots. Where tokens go is said by whoever calls (`View`): the host keeps count of the
+Keys are stored rotated at their absolute positions, in the dtype of the params or in int8 (`Int8`), which only `write`,
+`compare`, `mix` and `rebase` know of. A slot holds a token only if its `position` is not `EMPTY`, and masks compare
+positions, never slots. Where tokens go is said by whoever calls (`View`): the host keeps count of the
 slots of every stream, and checks the room first (`require_room`), as `dynamic_update_slice` clamps silently.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jstream.config import DecoderConfig
 from jstream.models import rope
@@ -25,6 +27,52 @@ class CacheFullError(RuntimeError):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Int8:
+    """Keys or values in about half the bytes of bfloat16: whole numbers, with a scale for each token and head.
+
+    Attributes:
+        values: int8 [B, S, K, H].
+        scales: f32 [B, S, K].
+    """
+
+    values: jax.Array
+    scales: jax.Array
+
+
+Stored = jax.Array | Int8
+
+
+def to_int8(x_BSKH: jax.Array) -> Int8:
+    """Rounds to whole numbers from −127 to 127, of which the largest magnitude of each token and head becomes one."""
+    x = x_BSKH.astype(jnp.float32)
+    scales = jnp.maximum(jnp.abs(x).max(-1), jnp.finfo(jnp.float32).tiny) / 127
+    return Int8(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
+
+
+def compare(q_BKGTH: jax.Array, keys: Stored) -> jax.Array:
+    """The products of queries with keys [B, S, K, H]: f32 [B, K, G, T, S]."""
+    dot = lambda k: jnp.einsum("bkgth,bskh->bkgts", q_BKGTH, k, preferred_element_type=jnp.float32)
+    if not isinstance(keys, Int8):
+        return dot(keys)
+    return dot(keys.values.astype(q_BKGTH.dtype)) * rearrange(keys.scales, "b s k -> b k 1 1 s")
+
+
+def mix(probs_BKGTS: jax.Array, values: Stored, dtype: Any) -> jax.Array:
+    """The sums of values [B, S, K, H] by their probabilities: f32 [B, K, G, T, H].
+
+    Args:
+        dtype: in which they are multiplied.
+    """
+    if isinstance(values, Int8):
+        probs_BKGTS = probs_BKGTS * rearrange(values.scales, "b s k -> b k 1 1 s")
+        values = values.values
+    return jnp.einsum(
+        "bkgts,bskh->bkgth", probs_BKGTS.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Cache:
     """What the decoder has seen of B streams.
 
@@ -33,8 +81,8 @@ class Cache:
         positions: int32 [B, S]: index in its stream of the token in a slot, or EMPTY.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Stored, ...]
+    values: tuple[Stored, ...]
     positions: jax.Array
 
     @property
@@ -69,11 +117,12 @@ class View:
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache of so many slots for each of `batch` streams."""
+    """A cache of so many slots for each of `batch` streams; in int8 where that is the dtype."""
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    nothing = lambda: to_int8(jnp.zeros(shape)) if dtype == jnp.int8 else jnp.zeros(shape, dtype)
     return Cache(
-        keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-        values=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+        keys=tuple(nothing() for _ in range(config.num_layers)),
+        values=tuple(nothing() for _ in range(config.num_layers)),
         positions=jnp.full((batch, slots), EMPTY, jnp.int32),
     )
 
@@ -97,7 +146,13 @@ def _update(of_streams: jax.Array, new: jax.Array, start: jax.Array) -> jax.Arra
 
 def write(cache: Cache, view: View, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
     """Writes T tokens of one layer into their slots."""
-    put = lambda old, new: (*old[:layer], _update(old[layer], new, view.start), *old[layer + 1 :])
+
+    def put(old: tuple[Stored, ...], new: Stored) -> tuple[Stored, ...]:
+        if isinstance(old[layer], Int8):
+            new = to_int8(new)
+        update = lambda whole, part: _update(whole, part, view.start)
+        return *old[:layer], jax.tree.map(update, old[layer], new), *old[layer + 1 :]
+
     return dataclasses.replace(cache, keys=put(cache.keys, k_BTKH), values=put(cache.values, v_BTKH))
 
 
@@ -121,5 +176,12 @@ def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array)
     angles = rope.rotary_angles(
         steps, config.head_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved
     )
-    turn = lambda keys: jnp.concatenate([keys[:, :sinks], rope.rotate(keys[:, sinks:], angles)], axis=1)
+
+    def turn(keys: Stored) -> Stored:
+        if isinstance(keys, Int8):
+            rotated = to_int8(rope.rotate(keys.values * keys.scales[..., None], angles))
+        else:
+            rotated = rope.rotate(keys, angles)
+        return jax.tree.map(lambda old, new: jnp.concatenate([old[:, :sinks], new[:, sinks:]], axis=1), keys, rotated)
+
     return dataclasses.replace(cache, keys=tuple(map(turn, cache.keys)))

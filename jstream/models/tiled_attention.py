@@ -8,13 +8,14 @@ G query heads read one key-value head: queries are [.., K, G, t, H] here, keys a
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY
+from jstream.models.cache import EMPTY, Stored, compare, mix
 
 BLOCK = 256  # tokens: of 128, 256 and 512 the fastest on a CPU with 2 MiB of second-level cache a core
 HIDDEN = -1e30  # the score of a key that may not be seen
@@ -24,8 +25,8 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def attend_live(
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BSKH: Stored,
+    v_BSKH: Stored,
     mask_BTS: jax.Array,
     of_sinks_BTNH: jax.Array | None = None,
     sinks: int = 0,
@@ -36,29 +37,28 @@ def attend_live(
     Args:
         block: slots that are read at a time.
     """
-    slots = k_BSKH.shape[1]
-    block = min(block, slots)
-    heads = lambda x: rearrange(x, "b s k h -> b k s h")
-    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=k_BSKH.shape[2])
+    *_, slots = mask_BTS.shape
+    block, kv_heads = min(block, slots), jax.tree.leaves(k_BSKH)[0].shape[2]
+    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
     q = group(q_BTNH)
-    state = _nothing_seen(q)
+    seen = _nothing_seen(q)
 
-    def compare(state, q, keys, values, mask):
-        scores = _dot("bkgth,bksh->bkgts", q, heads(keys))
-        return _take_in(state, jnp.where(mask[:, None, None], scores, HIDDEN), heads(values))
+    def look(seen, q, start, count, mask):
+        at = lambda stored: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1), stored)
+        mask &= jax.lax.dynamic_slice_in_dim(mask_BTS, start, count, 2)
+        scores = jnp.where(mask[:, None, None], compare(q, at(k_BSKH)), HIDDEN)
+        return _take_in(seen, scores, lambda probs: mix(probs, at(v_BSKH), q.dtype))
 
     if of_sinks_BTNH is not None:
-        state = compare(state, group(of_sinks_BTNH), k_BSKH[:, :sinks], v_BSKH[:, :sinks], mask_BTS[..., :sinks])
+        seen = look(seen, group(of_sinks_BTNH), 0, sinks, jnp.ones((1, 1, sinks), bool))
         mask_BTS &= jnp.arange(slots) >= sinks
 
-    def visit(n, state):
+    def visit(n, seen):
         start = jnp.minimum(n * block, slots - block)  # the last block may begin earlier: what was seen is hidden
-        at = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, block, axis)
-        mask = at(mask_BTS, 2) & (start + jnp.arange(block) >= n * block)
-        return compare(state, q, at(k_BSKH, 1), at(v_BSKH, 1), mask)
+        return look(seen, q, start, block, (start + jnp.arange(block) >= n * block)[None, None])
 
     end = jnp.max(jnp.where(mask_BTS.any((0, 1)), jnp.arange(1, slots + 1), 0))
-    out, _ = _finished(jax.lax.fori_loop(0, -(-end // block), visit, state))
+    out, _ = _finished(jax.lax.fori_loop(0, -(-end // block), visit, seen))
     return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
@@ -99,7 +99,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> t
 
     def visit(i, j, state):
         scores = jnp.where(_sees(segments, i, j), _dot("bkgth,bksh->bkgts", _at(q, i), _at(k, j)), HIDDEN)
-        seen = _take_in(tuple(_at(x, i) for x in state), scores, _at(v, j))
+        of_values = lambda probs: _dot("bkgts,bksh->bkgth", probs.astype(v.dtype), _at(v, j))
+        seen = _take_in(tuple(_at(x, i) for x in state), scores, of_values)
         return tuple(_put(x, i, block) for x, block in zip(state, seen))
 
     out, log_sum = _finished(_over_tiles(segments, visit, _nothing_seen(q)))
@@ -144,13 +145,16 @@ def _nothing_seen(q: jax.Array) -> Seen:
     return by_query, by_query + HIDDEN / 2, jnp.zeros(q.shape, jnp.float32)
 
 
-def _take_in(seen: Seen, scores: jax.Array, values: jax.Array) -> Seen:
-    """With the keys of one more block: scores [.., K, G, t, s], values [.., K, s, H]."""
+def _take_in(seen: Seen, scores: jax.Array, of_values: Callable[[jax.Array], jax.Array]) -> Seen:
+    """With the keys of one more block: f32 scores [.., K, G, t, s].
+
+    Args:
+        of_values: the sums of its values by probabilities like `scores`.
+    """
     total, largest, out = seen
     now = jnp.maximum(largest, scores.max(-1))
     probs, shrink = jnp.exp(scores - now[..., None]), jnp.exp(largest - now)
-    news = _dot("...kgts,...ksh->...kgth", probs.astype(values.dtype), values)
-    return total * shrink + probs.sum(-1), now, out * shrink[..., None] + news
+    return total * shrink + probs.sum(-1), now, out * shrink[..., None] + of_values(probs)
 
 
 def _finished(seen: Seen) -> tuple[jax.Array, jax.Array]:

@@ -44,12 +44,21 @@ class Batch:
         streams: B; with one, a frame is embedded in the same program that reads it.
         ring: whether all slots are in use for good, so that every step reads all.
         looks: whether frames are embedded by themselves (`Look`), to be read again.
+        int8: whether the cache holds keys and values in int8.
 
     Attributes:
         compile_seconds: spent compiling; nothing is compiled after that.
     """
 
-    def __init__(self, model: Model, lengths: Lengths, streams: int = 1, ring: bool = False, looks: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        lengths: Lengths,
+        streams: int = 1,
+        ring: bool = False,
+        looks: bool = False,
+        int8: bool = False,
+    ):
         self.model, self.lengths, self.streams = model, lengths, streams
         begin = time.perf_counter()
         device = (jax.devices() if model.mesh is None else model.mesh.devices.flat)[0]
@@ -57,7 +66,7 @@ class Batch:
         self._together = _steps_of_four(1, streams) if streams > 1 or looks else []
         language = Language(model.protocol.scores, model.protocol.frame_id, model.protocol.unspoken_ids)
         where = (model.dtype, model.mesh)
-        shape = lambda tokens, reads=0: Shape(streams, lengths.slots, tokens, reads, lengths.sinks)
+        shape = lambda tokens, reads=0: Shape(streams, lengths.slots, tokens, reads, lengths.sinks, int8)
         seen = "frame" if streams == 1 and not looks else "turn"
         kinds = [(seen, tokens) for tokens in lengths.turns] + [("text", tokens) for tokens in lengths.texts]
         self.programs: dict[tuple[str, int, int], Any] = {
@@ -67,7 +76,7 @@ class Batch:
         }
         self.embeds = {count: compile_embed(model.config, count, *where) for count in self._together}
         self._rebase = compile_rebase(model.config, shape(1), *where) if ring else None
-        self.cache = fresh_cache(model.config, streams, lengths.slots, *where)
+        self.cache = fresh_cache(model.config, shape(1), *where)
         self.compile_seconds = time.perf_counter() - begin
 
     def do(self, wishes: Mapping[int, Wish]) -> dict[int, Any]:

@@ -53,7 +53,8 @@ class Engine:
         model: as `jstream.load` gives it; its frame size is that of all streams (`Model.for_frames`).
         streams: places.
         max_queued: frames of a stream that may wait; one more is refused.
-        memory, capacity, fps, threshold, temperature, max_new_tokens: as for `Session`; `capacity` is each stream's.
+        memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache: as for `Session`; `capacity` is that
+            of each stream.
 
     Attributes:
         compile_seconds: spent compiling; all of it before the first frame.
@@ -73,14 +74,15 @@ class Engine:
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         max_queued: int = 16,
+        int8_cache: bool = False,
     ):
         if streams < 1:
             raise ConfigError(f"streams: expected at least one place, found {streams}")
         policy = parse_memory(memory)
         self.model, self.max_queued = model, max_queued
-        self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens)
+        self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache)
         self._lengths = Lengths.of(model, self._settings)
-        self.batch = Batch(model, self._lengths, streams, policy.ring, policy.reads_again)
+        self.batch = Batch(model, self._lengths, streams, policy.ring, policy.reads_again, self._settings.int8_cache)
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 

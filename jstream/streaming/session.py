@@ -30,6 +30,7 @@ class Session:
         temperature: of replies; 0 is greedy.
         max_new_tokens: a reply is cut there.
         seed: of sampled replies.
+        int8_cache: whether keys and values are kept in int8, in half the bytes of bfloat16.
 
     A vision tower that keeps the aspect of frames takes its geometry from the first one, for which programs may have to
     be compiled anew (`Model.for_frames` before the session avoids that); later frames are stretched to it.
@@ -51,9 +52,10 @@ class Session:
         temperature: float = 0.0,
         max_new_tokens: int = 64,
         seed: int = 0,
+        int8_cache: bool = False,
     ):
         self.memory = parse_memory(memory)
-        self._settings = Settings(self.memory, capacity, fps, threshold, temperature, max_new_tokens)
+        self._settings = Settings(self.memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache)
         self._seed = seed
         self.compile_seconds = 0.0
         self._adopt(model)
@@ -63,7 +65,7 @@ class Session:
         self.model = model
         lengths = Lengths.of(model, self._settings)
         self.__dict__.pop("batch", None)  # its cache goes before another is made
-        self.batch = Batch(model, lengths, 1, self.memory.ring, self.memory.reads_again)
+        self.batch = Batch(model, lengths, 1, self.memory.ring, self.memory.reads_again, self._settings.int8_cache)
         self.compile_seconds += self.batch.compile_seconds
         self._begin()
 

@@ -40,6 +40,7 @@ class Shape:
         tokens: T of the chunks.
         reads: slots that the step reads, the first ones; 0 for all, or `cache.LIVE`.
         sinks: tokens at the start of every stream that are never forgotten, whatever is left out behind them.
+        int8: whether the cache holds keys and values in int8, and not in the dtype of the params.
     """
 
     batch: int
@@ -47,6 +48,7 @@ class Shape:
     tokens: int
     reads: int = 0
     sinks: int = 0
+    int8: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -157,8 +159,12 @@ def _abstract_params(config: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh | 
 
 
 def _abstract_cache(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None) -> kv.Cache:
-    cache = jax.eval_shape(lambda: kv.empty_cache(config.decoder, shape.batch, shape.slots, dtype))
-    return cache if mesh is None else placed(cache, cache_shardings(config, shape.batch, mesh))
+    cache = jax.eval_shape(lambda: _empty_cache(config, shape, dtype))
+    return cache if mesh is None else placed(cache, cache_shardings(config, shape, mesh))
+
+
+def _empty_cache(config: ModelConfig, shape: Shape, dtype: Any) -> kv.Cache:
+    return kv.empty_cache(config.decoder, shape.batch, shape.slots, jnp.int8 if shape.int8 else dtype)
 
 
 def _abstract_clips(config: ModelConfig, count: int) -> jax.ShapeDtypeStruct:
@@ -188,7 +194,7 @@ def compile_step(
         frame_tokens = jax.eval_shape(functools.partial(embed_clips, config), params, clips)
         rest = [frame_tokens if mesh is None else placed(frame_tokens, replicated(mesh))]
     step = functools.partial(step_frame if kind == "frame" else step_text, config, language, shape)
-    out = None if mesh is None else (cache_shardings(config, shape.batch, mesh), replicated(mesh))
+    out = None if mesh is None else (cache_shardings(config, shape, mesh), replicated(mesh))
     arguments = (params, _abstract_cache(config, shape, dtype, mesh), abstract_inputs(shape), *rest)
     return jax.jit(step, donate_argnums=1, out_shardings=out).lower(*arguments).compile()
 
@@ -204,19 +210,20 @@ def compile_embed(config: ModelConfig, count: int, dtype: Any, mesh: jax.shardin
 def compile_rebase(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     """`cache.rebase`, compiled: cache, int32 [B] → cache."""
     step = lambda cache, distance: kv.rebase(config.decoder, cache, shape.sinks, distance)
-    places = None if mesh is None else cache_shardings(config, shape.batch, mesh)
+    places = None if mesh is None else cache_shardings(config, shape, mesh)
     distance = jax.ShapeDtypeStruct((shape.batch,), jnp.int32)
     cache = _abstract_cache(config, shape, dtype, mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=places).lower(cache, distance).compile()
 
 
-def cache_shardings(config: ModelConfig, batch: int, mesh: jax.sharding.Mesh) -> Any:
+def cache_shardings(config: ModelConfig, shape: Shape, mesh: jax.sharding.Mesh) -> Any:
     """Where a cache lies on a mesh: keys and values by their heads, the rest on every device."""
-    heads = (cache_sharding(config.decoder, batch, mesh),) * config.decoder.num_layers
-    return kv.Cache(heads, heads, replicated(mesh))  # type: ignore[arg-type]
+    heads = cache_sharding(config.decoder, shape.batch, mesh)
+    layers = (kv.Int8(heads, heads) if shape.int8 else heads,) * config.decoder.num_layers  # type: ignore[arg-type]
+    return kv.Cache(layers, layers, replicated(mesh))  # type: ignore[arg-type]
 
 
-def fresh_cache(config: ModelConfig, batch: int, slots: int, dtype: Any, mesh: jax.sharding.Mesh | None) -> kv.Cache:
+def fresh_cache(config: ModelConfig, shape: Shape, dtype: Any, mesh: jax.sharding.Mesh | None) -> kv.Cache:
     """An empty cache, on the mesh or on the default device."""
-    make = functools.partial(kv.empty_cache, config.decoder, batch, slots, dtype)
-    return make() if mesh is None else jax.jit(make, out_shardings=cache_shardings(config, batch, mesh))()
+    make = functools.partial(_empty_cache, config, shape, dtype)
+    return make() if mesh is None else jax.jit(make, out_shardings=cache_shardings(config, shape, mesh))()

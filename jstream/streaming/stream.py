@@ -87,6 +87,7 @@ class Settings:
     threshold: float | None = None
     temperature: float = 0.0
     max_new_tokens: int = 64
+    int8_cache: bool = False
 
     def __post_init__(self):
         if not self.fps > 0:
