@@ -8,7 +8,7 @@ timed; then rounds of all take turns, so that whatever else the machine does fal
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -78,32 +78,49 @@ def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
             "reply": lambda: stream("text", chunks["reply"]),
         }
 
-    apart = 0.0
+    peers = {"torch_eager": eager, "torch_compile": compiled}
     _, whole = ours(lambda logits: logits)
-    for kind, chunk in embeds.items():
-        expected = whole[kind]()[:-1]
-        for name, stream in (("torch_eager", eager), ("torch_compile", compiled)):
-            found = stream.logits(stream.to_device(chunk)).cpu().numpy()
-            far = float(np.abs(found - expected).max())
-            if far > CLOSE[config.compute_dtype] * float(np.std(expected)):
-                raise ConfigError(f"--mode=peer: expected equal logits of a {kind}, found {name} {far:.1e} apart")
-            apart = max(apart, far)
+    expected = {kind: whole[kind]()[:-1] for kind in embeds}
+    apart = farthest(expected, peers, embeds, CLOSE[config.compute_dtype])
     stream, steps_of_ours = ours(protocol.scores)
     figures = [
         Figure("params", sum(x.size for x in jax.tree.leaves(params["decoder"])), "{:,}"),
         Figure("cache_tokens", stream.place),
         Figure("max_logit_diff", apart, "{:.1e}"),
-        Figure("logit_spread", float(np.std(whole["frame"]()[:-1])), "{:.2f}"),
+        Figure("logit_spread", float(np.std(expected["frame"])), "{:.2f}"),
         Figure("jstream_compile_seconds", stream.compile_seconds, "{:.1f}"),
     ]
     del whole
     for kind, chunk in embeds.items():
         runs = {"jstream": steps_of_ours[kind]}
-        for name, peer in (("torch_eager", eager), ("torch_compile", compiled)):
+        for name, peer in peers.items():
             given = peer.to_device(chunk)
             runs[name] = lambda peer=peer, given=given: peer.decide(given, protocol.silence_id)
         figures += compare("" if kind == "frame" else "reply_", runs, max(steps // ROUNDS, 1))
     return figures
+
+
+def farthest(
+    expected: Mapping[str, np.ndarray], peers: Mapping[str, Any], embeds: Mapping[str, np.ndarray], close: float
+) -> float:
+    """How far any logit of the peers is from ours.
+
+    Args:
+        expected: kind of chunk → our logits; `embeds` has the chunks.
+        close: how far it may be, of the spread of ours.
+
+    Raises:
+        ConfigError: it is farther.
+    """
+    apart = {
+        (name, kind): float(np.abs(peer.logits(peer.to_device(embeds[kind])).cpu().numpy() - ours).max())
+        for kind, ours in expected.items()
+        for name, peer in peers.items()
+    }
+    for (name, kind), far in apart.items():
+        if far > close * float(np.std(expected[kind])):
+            raise ConfigError(f"--mode=peer: expected equal logits of a {kind}, found {name} {far:.1e} apart")
+    return max(apart.values())
 
 
 def random_weights(config: TrainConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

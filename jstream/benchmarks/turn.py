@@ -88,13 +88,13 @@ def measure(config: TrainConfig | None, kind: str, slots: int, steps: int) -> li
     stream, rng = OneStream(model.config, model.params, language, slots, model.dtype), np.random.default_rng(0)
     stream.fill(rng.normal(0, 0.02, (frames, vision.tokens_per_frame, deep)).astype(np.float32))
     clip = rng.integers(0, 256, (1, *vision.frame_size, 3 * vision.num_images), np.uint8)
-    arguments = ("frame", chunk, clip) if kind == "frame" else ("text", chunk)
+    program, rest = ("frame", [clip]) if kind == "frame" else ("text", [])
     spent = []
     for _ in tqdm(range(WARM_UP + steps), desc=f"{kind}s", delay=2, dynamic_ncols=True):
         began = time.perf_counter()
-        stream(*arguments)
+        stream(program, chunk, *rest)
         spent.append(time.perf_counter() - began)
-    program = next(program for (named, *_), program in stream.programs.items() if named == arguments[0])
+    compiled = next(compiled for (named, *_), compiled in stream.programs.items() if named == program)
     median = float(np.median(spent[WARM_UP:]))
     bound = floor(model.config, model.params, stream, len(chunk), kind == "frame")
     return [
@@ -104,7 +104,7 @@ def measure(config: TrainConfig | None, kind: str, slots: int, steps: int) -> li
         Figure("ms_median", 1e3 * median, "{:.2f}"),
         Figure("ms_p99", 1e3 * float(np.percentile(spent[WARM_UP:], 99)), "{:.2f}"),
         Figure("compile_seconds", stream.compile_seconds, "{:.1f}"),
-        Figure("temporary_mib", program.memory_analysis().temp_size_in_bytes / 2**20, "{:.1f}"),
+        Figure("temporary_mib", compiled.memory_analysis().temp_size_in_bytes / 2**20, "{:.1f}"),
         *bound,
         Figure("fraction_of_floor", next(f.value for f in bound if f.key == "floor_ms") / (1e3 * median), "{:.0%}"),
     ]
@@ -121,7 +121,7 @@ def floor(config: ModelConfig, params: Any, stream: OneStream, tokens: int, with
     }
     live = (stream.place + tokens) / stream.slots  # of keys and values
     read = sum(x.nbytes for x in used.values())
-    read += live * sum(x.nbytes for x in (*stream.cache.keys, *stream.cache.values))
+    read += live * sum(x.nbytes for x in jax.tree.leaves((stream.cache.keys, stream.cache.values)))
     pairs = tokens * stream.place + tokens * (tokens + 1) / 2
     products = forward_flops(config, used, tokens, with_frame, pairs, decided=1)
     kind = jax.devices()[0].device_kind

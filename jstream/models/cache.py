@@ -147,11 +147,10 @@ def _update(of_streams: jax.Array, new: jax.Array, start: jax.Array) -> jax.Arra
 def write(cache: Cache, view: View, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
     """Writes T tokens of one layer into their slots."""
 
-    def put(old: tuple[Stored, ...], new: Stored) -> tuple[Stored, ...]:
-        if isinstance(old[layer], Int8):
-            new = to_int8(new)
+    def put(old: tuple[Stored, ...], new: jax.Array) -> tuple[Stored, ...]:
         update = lambda whole, part: _update(whole, part, view.start)
-        return *old[:layer], jax.tree.map(update, old[layer], new), *old[layer + 1 :]
+        stored = to_int8(new) if isinstance(old[layer], Int8) else new
+        return *old[:layer], jax.tree.map(update, old[layer], stored), *old[layer + 1 :]
 
     return dataclasses.replace(cache, keys=put(cache.keys, k_BTKH), values=put(cache.values, v_BTKH))
 

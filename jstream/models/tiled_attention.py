@@ -100,7 +100,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> t
     def visit(i, j, state):
         scores = jnp.where(_sees(segments, i, j), _dot("bkgth,bksh->bkgts", _at(q, i), _at(k, j)), HIDDEN)
         of_values = lambda probs: _dot("bkgts,bksh->bkgth", probs.astype(v.dtype), _at(v, j))
-        seen = _take_in(tuple(_at(x, i) for x in state), scores, of_values)
+        total, largest, out = state
+        seen = _take_in((_at(total, i), _at(largest, i), _at(out, i)), scores, of_values)
         return tuple(_put(x, i, block) for x, block in zip(state, seen))
 
     out, log_sum = _finished(_over_tiles(segments, visit, _nothing_seen(q)))
