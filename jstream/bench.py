@@ -66,7 +66,7 @@ def _longrun(config: TrainConfig | None) -> Sequence[Figure]:
 
 
 def _turn(config: TrainConfig | None) -> Sequence[Figure]:
-    return turn.measure(config, _MODE.value, _SLOTS.value, _STEPS.value)
+    return turn.measure(config, _MODE.value or "frame", _SLOTS.value, _STEPS.value)
 
 
 def _stream_peer(config: TrainConfig | None) -> Sequence[Figure]:

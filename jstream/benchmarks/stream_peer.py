@@ -92,7 +92,7 @@ def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
     ]
     del whole
     for kind, chunk in embeds.items():
-        runs = {"jstream": steps_of_ours[kind]}
+        runs: dict[str, Callable[[], Any]] = {"jstream": steps_of_ours[kind]}
         for name, peer in peers.items():
             given = peer.to_device(chunk)
             runs[name] = lambda peer=peer, given=given: peer.decide(given, protocol.silence_id)
