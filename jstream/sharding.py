@@ -132,8 +132,8 @@ def _spec(axes: Sequence[str | None], shape: Sequence[int], config: DecoderConfi
 
 
 def cache_sharding(config: DecoderConfig, batch: int, mesh: Mesh) -> NamedSharding:
-    """Where keys and values [B, S, K, H] lie."""
-    return NamedSharding(mesh, _spec(("data", None, "kv"), (batch, 1, config.num_kv_heads), config, mesh))
+    """Where keys and values [B, K, S, H] lie."""
+    return NamedSharding(mesh, _spec(("data", "kv"), (batch, config.num_kv_heads), config, mesh))
 
 
 def placed(tree: Any, places: Any) -> Any:

@@ -217,7 +217,7 @@ def test_a_full_cache_is_an_error_not_an_overwrite():
 def test_an_empty_cache_has_the_shapes_of_its_decoder():
     cache = empty_cache(PLAIN.decoder, batch=2, slots=10, dtype=jnp.bfloat16)
     assert len(cache.keys) == len(cache.values) == 3 and cache.slots == 10
-    assert {(x.shape, x.dtype) for x in (*cache.keys, *cache.values)} == {((2, 10, 2, 16), jnp.dtype(jnp.bfloat16))}
+    assert {(x.shape, x.dtype) for x in (*cache.keys, *cache.values)} == {((2, 2, 10, 16), jnp.dtype(jnp.bfloat16))}
     assert (cache.positions == EMPTY).all()
 
 
@@ -259,7 +259,7 @@ def test_attention_is_the_one_written_out_in_numpy():
     q, k, v = (rng.normal(size=(2, t, n, 8)) for t, n in ((3, 6), (5, 2), (5, 2)))
     mask = rng.random((2, 3, 5)) < 0.6
     mask[..., 0] = True
-    out = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask))
+    out = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2))), jnp.asarray(mask))
     for b in range(2):
         for n in range(6):
             scores = np.where(mask[b], q[b, :, n] @ k[b, :, n // 3].T / np.sqrt(8), -np.inf)
@@ -304,7 +304,9 @@ def test_attention_by_tiles_is_attention_under_the_full_mask(layout, dtype, bloc
 
     # compared with f32, whatever the dtype, as the reference also rounds
     expected = both(
-        lambda *qkv: attend(*qkv, position_mask(positions, positions, segments, segments)),
+        lambda q, k, v: attend(
+            q, k.swapaxes(1, 2), v.swapaxes(1, 2), position_mask(positions, positions, segments, segments)
+        ),
         *(x.astype(jnp.float32) for x in (q, k, v)),
     )
     for got, want in zip(both(lambda *qkv: attend_tiled(*qkv, segments, block), q, k, v), expected, strict=True):
@@ -325,13 +327,13 @@ def test_attention_to_what_is_live_is_attention_to_the_whole_cache(queries, bloc
     rng = np.random.default_rng(2)
     slots, used = 23, np.array([9, 16, 0])  # the last stream is idle
     q, of_sinks = (jnp.asarray(rng.normal(size=(3, queries, 4, 8)), jnp.float32) for _ in range(2))
-    k, v = (jnp.asarray(rng.normal(size=(3, slots, 2, 8)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(3, 2, slots, 8)), jnp.float32) for _ in range(2))
     sees = (np.arange(slots) < used[:, None, None]) & (rng.random((3, queries, slots)) < 0.5)
     sees[:2, :, 0] = True
     extra = (of_sinks, sinks) if sinks else ()
     want = attend(q, k, v, jnp.asarray(sees), *extra)[:2]
     if block == 4:  # what lies behind is not even read, or it would spoil the sums
-        v = v.at[:, used.max() :].set(jnp.nan)
+        v = v.at[:, :, used.max() :].set(jnp.nan)
     got = jax.jit(lambda *qkv: attend_live(*qkv, jnp.asarray(sees), *extra, block=block))(q, k, v)
     np.testing.assert_allclose(got[:2], want, atol=1e-6)
 
@@ -341,8 +343,8 @@ def test_attention_to_int8_is_attention_to_what_it_stands_for(sinks):
     rng = np.random.default_rng(3)
     q, of_sinks = (jnp.asarray(rng.normal(size=(2, 5, 4, 8)), jnp.float32) for _ in range(2))
     # tokens of very different size, and one of zeros
-    sizes = 10.0 ** rng.integers(-3, 3, (2, 2, 23, 2, 1)) * (np.arange(23) != 4)[:, None, None]
-    k, v = (jnp.asarray(rng.normal(size=(2, 23, 2, 8)) * size, jnp.float32) for size in sizes)
+    sizes = 10.0 ** rng.integers(-3, 3, (2, 2, 2, 23, 1)) * (np.arange(23) != 4)[:, None]
+    k, v = (jnp.asarray(rng.normal(size=(2, 2, 23, 8)) * size, jnp.float32) for size in sizes)
     mask = jnp.asarray(rng.random((2, 5, 23)) < 0.7).at[:, :, 0].set(True)
     extra = (of_sinks, sinks) if sinks else ()
     small = [to_int8(x) for x in (k, v)]

@@ -52,7 +52,7 @@ def test_four_devices_hold_about_a_fourth_each(name, size):
     assert sum(jax.tree.leaves(held["decoder"])) < 0.28 * whole
     assert jax.tree.leaves(held["vision"]) == [leaf.size for leaf in jax.tree.leaves(params["vision"])]
     # key-value heads are shared out where there are enough of them, whole everywhere else
-    heads = cache_sharding(model.decoder, 1, mesh).shard_shape((1, 8, model.decoder.num_kv_heads, 128))[2]
+    heads = cache_sharding(model.decoder, 1, mesh).shard_shape((1, model.decoder.num_kv_heads, 8, 128))[1]
     assert heads == {2: 2, 4: 1, 8: 2}[model.decoder.num_kv_heads]
 
 
@@ -76,7 +76,7 @@ def test_a_session_on_a_mesh_sees_and_says_the_same(memory):
     assert compile_step.cache_info().misses == compiled
     cache = sessions[1].batch.cache
     assert {len(array.sharding.device_set) for array in cache.keys} == {2}
-    assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape)[2] == 1  # one of the two heads
+    assert cache.keys[0].sharding.shard_shape(cache.keys[0].shape)[1] == 1  # one of the two heads
 
 
 def test_in_bfloat16_the_cache_is_too_and_the_numbers_stay_close():

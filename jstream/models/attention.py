@@ -18,8 +18,8 @@ from jstream.sharding import over_rows_and_heads
 
 def attend(
     q_BTNH: jax.Array,
-    k_BSKH: Stored,
-    v_BSKH: Stored,
+    k_BKSH: Stored,
+    v_BKSH: Stored,
     mask_BTS: jax.Array,
     of_sinks_BTNH: jax.Array | None = None,
     sinks: int = 0,
@@ -28,7 +28,7 @@ def attend(
 
     Args:
         q_BTNH: queries; N is a multiple of K.
-        k_BSKH, v_BSKH: keys and values.
+        k_BKSH, v_BKSH: keys and values, as the cache holds them.
         mask_BTS: bool: whether query t may see key s. A row that sees nothing (padding) gives a finite, meaningless
             output.
         of_sinks_BTNH: the queries that the first `sinks` keys are compared with instead, or None.
@@ -36,17 +36,17 @@ def attend(
     Returns:
         [B, T, N, H], in the dtype of the queries.
     """
-    kv_heads = jax.tree.leaves(k_BSKH)[0].shape[2]
+    kv_heads = jax.tree.leaves(k_BKSH)[0].shape[1]
     group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
     if of_sinks_BTNH is None:
-        scores = compare(group(q_BTNH), k_BSKH)
+        scores = compare(group(q_BTNH), k_BKSH)
     else:
         first, rest = (
-            jax.tree.map(lambda k, part=part: k[:, part], k_BSKH) for part in (slice(sinks), slice(sinks, None))
+            jax.tree.map(lambda k, part=part: k[:, :, part], k_BKSH) for part in (slice(sinks), slice(sinks, None))
         )
         scores = jnp.concatenate([compare(group(of_sinks_BTNH), first), compare(group(q_BTNH), rest)], axis=-1)
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    out = mix(jax.nn.softmax(scores, axis=-1), v_BSKH, q_BTNH.dtype)
+    out = mix(jax.nn.softmax(scores, axis=-1), v_BKSH, q_BTNH.dtype)
     return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
@@ -60,8 +60,8 @@ def attend_cache(
         of_sinks_BTNH: as in `attend`, for the view's sinks.
     """
     count = view.reads if view.reads > 0 else cache.slots
-    read = lambda stored: jax.tree.map(lambda x: x[:, :count], stored)
-    mask_BTS = position_mask(positions_BT, read(cache.positions))
+    read = lambda stored: jax.tree.map(lambda x: x[:, :, :count], stored)
+    mask_BTS = position_mask(positions_BT, cache.positions[:, :count])
     attend_to = attend_live if view.reads == LIVE else attend
     keys, values = read(cache.keys[layer]), read(cache.values[layer])
     return attend_to(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)

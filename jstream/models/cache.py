@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from jstream.config import DecoderConfig
 from jstream.models import rope
@@ -31,8 +30,8 @@ class Int8:
     """Keys or values in about half the bytes of bfloat16: whole numbers, with a scale for each token and head.
 
     Attributes:
-        values: int8 [B, S, K, H].
-        scales: f32 [B, S, K].
+        values: int8 [B, K, S, H].
+        scales: f32 [B, K, S].
     """
 
     values: jax.Array
@@ -42,32 +41,33 @@ class Int8:
 Stored = jax.Array | Int8
 
 
-def to_int8(x_BSKH: jax.Array) -> Int8:
+def to_int8(x: jax.Array) -> Int8:
     """Rounds to whole numbers from −127 to 127, of which the largest magnitude of each token and head becomes one."""
-    x = x_BSKH.astype(jnp.float32)
+    x = x.astype(jnp.float32)
     scales = jnp.maximum(jnp.abs(x).max(-1), jnp.finfo(jnp.float32).tiny) / 127
     return Int8(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
 
 
 def compare(q_BKGTH: jax.Array, keys: Stored) -> jax.Array:
-    """The products of queries with keys [B, S, K, H]: f32 [B, K, G, T, S]."""
-    dot = lambda k: jnp.einsum("bkgth,bskh->bkgts", q_BKGTH, k, preferred_element_type=jnp.float32)
+    """The products of queries with keys [B, K, S, H]: f32 [B, K, G, T, S]."""
+    dot = lambda k: jnp.einsum("bksh,bkgth->bksgt", k, q_BKGTH, preferred_element_type=jnp.float32)
+    # keys on the left: on the right of a product a GPU would turn them around first, all of them
     if not isinstance(keys, Int8):
-        return dot(keys)
-    return dot(keys.values.astype(q_BKGTH.dtype)) * rearrange(keys.scales, "b s k -> b k 1 1 s")
+        return jnp.moveaxis(dot(keys), 2, -1)
+    return jnp.moveaxis(dot(keys.values.astype(q_BKGTH.dtype)), 2, -1) * keys.scales[:, :, None, None]
 
 
 def mix(probs_BKGTS: jax.Array, values: Stored, dtype: Any) -> jax.Array:
-    """The sums of values [B, S, K, H] by their probabilities: f32 [B, K, G, T, H].
+    """The sums of values [B, K, S, H] by their probabilities: f32 [B, K, G, T, H].
 
     Args:
         dtype: in which they are multiplied.
     """
     if isinstance(values, Int8):
-        probs_BKGTS = probs_BKGTS * rearrange(values.scales, "b s k -> b k 1 1 s")
+        probs_BKGTS = probs_BKGTS * values.scales[:, :, None, None]
         values = values.values
     return jnp.einsum(
-        "bkgts,bskh->bkgth", probs_BKGTS.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32
+        "bkgts,bksh->bkgth", probs_BKGTS.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32
     )
 
 
@@ -77,7 +77,8 @@ class Cache:
     """What the decoder has seen of B streams.
 
     Attributes:
-        keys, values: a layer each [B, S, K, H]; keys are rotated.
+        keys, values: a layer each [B, K, S, H]; keys are rotated. Heads come first, as products over them would make
+            a GPU turn the whole cache around at every step otherwise.
         positions: int32 [B, S]: index in its stream of the token in a slot, or EMPTY.
     """
 
@@ -118,7 +119,7 @@ class View:
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
     """A cache of so many slots for each of `batch` streams; in int8 where that is the dtype."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
     nothing = lambda: to_int8(jnp.zeros(shape)) if dtype == jnp.int8 else jnp.zeros(shape, dtype)
     return Cache(
         keys=tuple(nothing() for _ in range(config.num_layers)),
@@ -136,19 +137,21 @@ def require_room(length: int, tokens: int, capacity: int) -> None:
         )
 
 
-def _update(of_streams: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes [B, T, …] into [B, S, …] at slot start [B], in place."""
+def _update(of_streams: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    """Writes T tokens of B streams over S slots along an axis, each at its slot start [B], in place."""
     new = new.astype(of_streams.dtype)
     if len(of_streams) == 1:  # one slice; a batch of them is a scatter
-        return jax.lax.dynamic_update_slice(of_streams, new, (0, start[0], *(0,) * (new.ndim - 2)))
-    return jax.vmap(lambda x, y, at: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=0))(of_streams, new, start)
+        return jax.lax.dynamic_update_slice_in_dim(of_streams, new, start[0], axis)
+    put = lambda x, y, at: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis - 1)
+    return jax.vmap(put)(of_streams, new, start)
 
 
 def write(cache: Cache, view: View, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
     """Writes T tokens of one layer into their slots."""
 
     def put(old: tuple[Stored, ...], new: jax.Array) -> tuple[Stored, ...]:
-        update = lambda whole, part: _update(whole, part, view.start)
+        update = lambda whole, part: _update(whole, part, view.start, axis=2)
+        new = new.swapaxes(1, 2)  # [B, K, T, H]
         stored = to_int8(new) if isinstance(old[layer], Int8) else new
         return *old[:layer], jax.tree.map(update, old[layer], stored), *old[layer + 1 :]
 
@@ -159,7 +162,9 @@ def write_positions(cache: Cache, view: View, positions_BT: jax.Array) -> Cache:
     """Forgets what the view says, and marks the slots of the T new tokens with their positions (EMPTY for padding)."""
     known = cache.positions
     stays = (known < view.position[:, None]) & ((known >= view.oldest[:, None]) | (known < view.sinks))
-    return dataclasses.replace(cache, positions=_update(jnp.where(stays, known, EMPTY), positions_BT, view.start))
+    return dataclasses.replace(
+        cache, positions=_update(jnp.where(stays, known, EMPTY), positions_BT, view.start, axis=1)
+    )
 
 
 def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array) -> Cache:
@@ -181,6 +186,8 @@ def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array)
             rotated = to_int8(rope.rotate(keys.values * keys.scales[..., None], angles))
         else:
             rotated = rope.rotate(keys, angles)
-        return jax.tree.map(lambda old, new: jnp.concatenate([old[:, :sinks], new[:, sinks:]], axis=1), keys, rotated)
+        return jax.tree.map(
+            lambda old, new: jnp.concatenate([old[:, :, :sinks], new[:, :, sinks:]], axis=2), keys, rotated
+        )
 
     return dataclasses.replace(cache, keys=tuple(map(turn, cache.keys)))

@@ -25,8 +25,8 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def attend_live(
     q_BTNH: jax.Array,
-    k_BSKH: Stored,
-    v_BSKH: Stored,
+    k_BKSH: Stored,
+    v_BKSH: Stored,
     mask_BTS: jax.Array,
     of_sinks_BTNH: jax.Array | None = None,
     sinks: int = 0,
@@ -38,16 +38,16 @@ def attend_live(
         block: slots that are read at a time.
     """
     *_, slots = mask_BTS.shape
-    block, kv_heads = min(block, slots), jax.tree.leaves(k_BSKH)[0].shape[2]
+    block, kv_heads = min(block, slots), jax.tree.leaves(k_BKSH)[0].shape[1]
     group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
     q = group(q_BTNH)
     seen = _nothing_seen(q)
 
     def look(seen, q, start, count, mask):
-        at = lambda stored: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 1), stored)
+        at = lambda stored: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 2), stored)
         mask &= jax.lax.dynamic_slice_in_dim(mask_BTS, start, count, 2)
-        scores = jnp.where(mask[:, None, None], compare(q, at(k_BSKH)), HIDDEN)
-        return _take_in(seen, scores, lambda probs: mix(probs, at(v_BSKH), q.dtype))
+        scores = jnp.where(mask[:, None, None], compare(q, at(k_BKSH)), HIDDEN)
+        return _take_in(seen, scores, lambda probs: mix(probs, at(v_BKSH), q.dtype))
 
     if of_sinks_BTNH is not None:
         seen = look(seen, group(of_sinks_BTNH), 0, sinks, jnp.ones((1, 1, sinks), bool))
