@@ -121,12 +121,10 @@ def scores_of(model: Model, tokens: list[int], frame_tokens: jax.Array, length: 
 
 @pytest.mark.parametrize(
     ("name", "memory"),
-    [
+    [  # tests/runs/test_streams.py has others
         ("siglip", "reprefill:5"),
         ("siglip", "last_frames:4"),
-        ("qwen", "reprefill:5"),
         ("qwen", "last_frames:4"),
-        ("live", "reprefill:5"),
         ("siglip", "hop:7:2"),
         ("qwen", "hop:6"),
     ],

@@ -1,16 +1,41 @@
 """What is claimed of rings and engines, for other protocols, towers and memories than the quick tests take."""
 
+import numpy as np
 import pytest
 import test_engine
+import test_memory
 import test_rings
+from test_session import SCRIPT, Watcher, frames, make_model
 from test_training import CONFIG
 
 from jstream.benchmarks import streams
+from jstream.models.cache import LIVE
+from jstream.streaming import batch
+from jstream.streaming.batch import reads_for
 
 
 @pytest.mark.parametrize(("name", "memory"), [("siglip", "window:4"), ("qwen", "sinks:4"), ("live", "sinks:4")])
 def test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory, monkeypatch):
     test_rings.test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "memory"), [("qwen", "reprefill:5"), ("live", "reprefill:5")])
+def test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory):
+    test_memory.test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory)
+
+
+def test_programs_of_accelerators_see_what_those_of_cpus_see(monkeypatch):
+    def probs():
+        watched = Watcher(make_model(), capacity=1024, max_new_tokens=5, script=SCRIPT)
+        return [[*watched.see(frame).probs.values()] for frame in frames(len(SCRIPT))], watched.batch.programs
+
+    live, programs = probs()
+    assert {reads for *_, reads in programs} == {LIVE}
+    monkeypatch.setattr(batch, "reads_for", lambda platform, ring, slots: reads_for("gpu", ring, slots))
+    monkeypatch.setattr(batch, "READS", 100)
+    fixed, programs = probs()
+    assert {reads for *_, reads in programs} >= {100, 400}
+    np.testing.assert_allclose(live, fixed, atol=1e-5)
 
 
 @pytest.mark.parametrize(

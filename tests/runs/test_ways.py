@@ -5,7 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_training import CONFIG, STAGE, batch, protocol, run_steps  # noqa: F401  (fixtures)
+from test_training import (  # noqa: F401  (fixtures)
+    CONFIG,
+    STAGE,
+    batch,
+    protocol,
+    run_steps,
+)
+from test_training import test_frozen_params_do_not_move_bit_for_bit as frozen_params_do_not_move
 
 from jstream.config import MeshConfig
 from jstream.data.batches import batches
@@ -16,11 +23,15 @@ from jstream.training.loop import place_state, to_devices
 from jstream.training.step import make_train_step
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit", "adafactor"])
 def test_the_loss_goes_down_with_every_other_optimizer(batch, protocol, optimizer):  # noqa: F811
     stage = dataclasses.replace(STAGE, steps=1000, learning_rate=3e-3)
     _, _, history = run_steps(batch, protocol, 60, stage, optimizer=optimizer)
     assert np.mean(history[-5:]) < 0.5 * np.mean(history[:3])
+
+
+def test_what_a_stage_freezes_does_not_move_bit_for_bit(batch, protocol):  # noqa: F811
+    frozen_params_do_not_move(batch, protocol, always=False)
 
 
 # Eight rows at once, under the loss that counts states over all of them: silences are dealt out unevenly.
