@@ -276,7 +276,9 @@ class Loop:
         if step > self.profile[1]:
             self._end_trace()
         elif step >= self.profile[0] and not self._tracing:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # with it, ending a trace while a checkpoint is written can crash Python
+            jax.profiler.start_trace(str(self.workdir / "profile"), profiler_options=options)
             self._tracing = True
 
     def _end_trace(self) -> None:
