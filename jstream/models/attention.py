@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, mix
+from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, group, mix
 from jstream.models.tiled_attention import attend_live, attend_tiled
 from jstream.sharding import over_rows_and_heads
 
@@ -36,15 +36,14 @@ def attend(
     Returns:
         [B, T, N, H], in the dtype of the queries.
     """
-    kv_heads = jax.tree.leaves(k_BKSH)[0].shape[1]
-    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
+    q = group(q_BTNH, k_BKSH)
     if of_sinks_BTNH is None:
-        scores = compare(group(q_BTNH), k_BKSH)
+        scores = compare(q, k_BKSH)
     else:
         first, rest = (
             jax.tree.map(lambda k, part=part: k[:, :, part], k_BKSH) for part in (slice(sinks), slice(sinks, None))
         )
-        scores = jnp.concatenate([compare(group(of_sinks_BTNH), first), compare(group(q_BTNH), rest)], axis=-1)
+        scores = jnp.concatenate([compare(group(of_sinks_BTNH, first), first), compare(q, rest)], axis=-1)
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
     out = mix(jax.nn.softmax(scores, axis=-1), v_BKSH, q_BTNH.dtype)
     return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)

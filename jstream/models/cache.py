@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jstream.config import DecoderConfig
 from jstream.models import rope
@@ -48,8 +49,14 @@ def to_int8(x: jax.Array) -> Int8:
     return Int8(jnp.round(x / scales[..., None]).astype(jnp.int8), scales)
 
 
+def group(q_BTNH: jax.Array, keys: Stored) -> jax.Array:
+    """Queries, scaled by 1 / √H, by the key-value head that they read: [B, K, G, T, H]."""
+    kv_heads = jax.tree.leaves(keys)[0].shape[1]
+    return rearrange(q_BTNH * q_BTNH.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
+
+
 def compare(q_BKGTH: jax.Array, keys: Stored) -> jax.Array:
-    """The products of queries with keys [B, K, S, H]: f32 [B, K, G, T, S]."""
+    """The products of queries, as `group` makes them, with keys [B, K, S, H]: f32 [B, K, G, T, S]."""
     dot = lambda k: jnp.einsum("bksh,bkgth->bksgt", k, q_BKGTH, preferred_element_type=jnp.float32)
     # keys on the left: on the right of a product a GPU would turn them around first, all of them
     if not isinstance(keys, Int8):

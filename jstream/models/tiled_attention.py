@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, Stored, compare, mix
+from jstream.models.cache import EMPTY, Stored, compare, group, mix
 
 BLOCK = 256  # tokens: of 128, 256 and 512 the fastest on a CPU with 2 MiB of second-level cache a core
 HIDDEN = -1e30  # the score of a key that may not be seen
@@ -38,9 +38,7 @@ def attend_live(
         block: slots that are read at a time.
     """
     *_, slots = mask_BTS.shape
-    block, kv_heads = min(block, slots), jax.tree.leaves(k_BKSH)[0].shape[1]
-    group = lambda q: rearrange(q * q.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
-    q = group(q_BTNH)
+    block, q = min(block, slots), group(q_BTNH, k_BKSH)
     seen = _nothing_seen(q)
 
     def look(seen, q, start, count, mask):
@@ -50,7 +48,7 @@ def attend_live(
         return _take_in(seen, scores, lambda probs: mix(probs, at(v_BKSH), q.dtype))
 
     if of_sinks_BTNH is not None:
-        seen = look(seen, group(of_sinks_BTNH), 0, sinks, jnp.ones((1, 1, sinks), bool))
+        seen = look(seen, group(of_sinks_BTNH, k_BKSH), 0, sinks, jnp.ones((1, 1, sinks), bool))
         mask_BTS &= jnp.arange(slots) >= sinks
 
     def visit(n, seen):
