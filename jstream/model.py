@@ -31,6 +31,11 @@ class Model:
         return mesh if isinstance(mesh, jax.sharding.Mesh) else None
 
     @property
+    def device(self) -> Any:
+        """A device that it runs on."""
+        return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+    @property
     def dtype(self) -> Any:
         """Of the params."""
         return jax.tree.leaves(self.params)[0].dtype

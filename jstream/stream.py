@@ -17,7 +17,6 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -147,13 +146,15 @@ class Watched:
     _state: str = ""
     _since: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def ask_due(self, frame: Frame, ask: Callable[[str], None]) -> None:
-        """Asks what is due with a frame."""
+    def due(self, frame: Frame) -> list[str]:
+        """What is to be asked with a frame."""
+        texts = []
         while self.waiting and self.waiting[0].time <= frame.time:
             query = self.waiting.pop(0)
-            ask(query.text)
+            texts.append(query.text)
             self.recording.queries.append(query._replace(time=frame.time))
             say(f"{self.tag}{frame.time:7.1f}s  {'query':8s}  {query.text}")
+        return texts
 
     def note(self, event: Event) -> None:
         """Writes an event down, and tells what is new in it."""
@@ -237,8 +238,8 @@ def main() -> None:
             lengths = [video.num_frames for video in videos]
             total = None if None in lengths else sum(filter(None, lengths))
             bar = recordings.enter_context(tqdm(total=total, unit="frame", dynamic_ncols=True))
-            ask = lambda place, frame: watched[place].ask_due(frame, lambda text: engine.ask(place, text))
-            stream = watch(engine, {place: one.frames for place, one in watched.items()}, ask)
+            asked = lambda place, frame: watched[place].due(frame)
+            stream = watch(engine, {place: one.frames for place, one in watched.items()}, asked)
             recordings.callback(stream.close)
             try:
                 for place, event in stream:

@@ -138,7 +138,7 @@ def test_what_is_asked_while_a_turn_is_under_way_is_heard_with_the_next_frame():
     engine.ask(place, "What is it?")
     assert len(list(engine.run())) == 2
     stream = engine.model.protocol.tokenizer
-    texts = [stream._inner.decode(c.tokens) for c in fed if isinstance(c, Chunk) and c.clip is not None]
+    texts = [stream._inner.decode(c.tokens) for c in fed if isinstance(c, Chunk) and c.sight is not None]
     assert ["Narrate" in text for text in texts] == [True, False] and ["What is it" in t for t in texts] == [
         False,
         True,

@@ -25,7 +25,7 @@ def test_every_source_is_watched_to_its_own_end():
     engine = Engine(model, 3, capacity=512, threshold=0.5, max_new_tokens=3)
     seen = {engine.open(): views(number, count, model) for number, count in enumerate((6, 3, 9))}
     sources = {0: iter(seen[0]), 1: broken(seen[1]), 2: seen[2]}
-    asked = lambda place, frame: engine.ask(place, "What is it?") if (place, frame.time) == (2, 4.0) else None
+    asked = lambda place, frame: ["What is it?"] if (place, frame.time) == (2, 4.0) else []
     events, ends = {place: [] for place in seen}, {}
     for place, event in watch(engine, sources, asked):
         if isinstance(event, Event):

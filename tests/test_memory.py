@@ -165,7 +165,8 @@ def test_a_window_is_append_bit_for_bit_until_it_is_full(name):
 
 def test_a_full_window_costs_its_turns_and_one_vision_tower():
     watched = Watcher(model_of("siglip"), "reprefill:3", script=[SILENCE] * 5)
-    costs = []
+    embed, costs = watched.batch.embed, []
+    watched.batch.embed = lambda sights: (watched.calls.append("look"), embed(sights))
     for _ in watched.watch(pictures(watched.model, 5), asked={}):
         costs.append([kind for kind in watched.calls if kind != "text"])  # a long system prompt goes ahead once
         watched.calls.clear()
@@ -250,9 +251,9 @@ def spell(protocol, chunks) -> str:
 
 
 PAST = [
-    KeptTurn(Turn(7, 8, state=SILENCE), (), jnp.zeros(())),
-    KeptTurn(Turn(8, 9, "What is it?", state=STANDBY), (), jnp.zeros(())),
-    KeptTurn(Turn(9, 10, state=RESPONSE), (1, 2), jnp.zeros(())),
+    KeptTurn(Turn(7, 8, state=SILENCE), (), 0),
+    KeptTurn(Turn(8, 9, "What is it?", state=STANDBY), (), 0),
+    KeptTurn(Turn(9, 10, state=RESPONSE), (1, 2), 0),
 ]
 
 

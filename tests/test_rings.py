@@ -37,7 +37,7 @@ class Ring(Watcher):
         done = super()._do(wish)
         if isinstance(wish, Chunk):
             self.oldest += [wish.oldest] * len(wish.tokens)
-            if wish.clip is not None:
+            if wish.sight is not None:
                 self.decided.append(len(self.fed) - 1)
         self.rebased += isinstance(wish, Rebase)
         return done
@@ -115,9 +115,9 @@ def test_the_cache_stays_as_it_is_and_a_silent_turn_is_one_forward():
     assert size < 240 * len(watched.model.protocol.open_turn(Turn(0, 1)))
     list(watched.watch(pictures(watched.model, 240)))
     assert watched.calls == ["frame"] * 240 and watched.batch.cache.slots == size
-    kept = np.asarray(watched.batch.cache.positions[0])
-    expected = {*range(watched.batch.lengths.sinks), *range(watched.begins[-4], len(watched.fed))}
-    assert set(kept[kept >= 0]) == expected
+    sinks, held = watched.batch.lengths.sinks, np.asarray(watched.batch.cache.positions[0])
+    seen = held[(held >= watched.stream.places.oldest) | ((held >= 0) & (held < sinks))]
+    assert set(seen) == {*range(sinks), *range(watched.begins[-4], len(watched.fed))}
 
 
 def test_a_question_is_said_again_when_its_turn_goes():

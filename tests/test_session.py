@@ -76,8 +76,7 @@ class Watcher(Session):
     def _do(self, wish):
         if isinstance(wish, Chunk):
             self.fed += wish.tokens
-            text = wish.clip is None and wish.frame_tokens is None
-            self.calls.append("text" if text else "turn" if wish.clip is None else "frame")
+            self.calls.append("text" if wish.sight is None else "turn" if self.batch.lengths.frames else "frame")
         else:
             self.calls.append(type(wish).__name__.lower())
         return super()._do(wish)
@@ -202,6 +201,7 @@ def test_nothing_is_compiled_or_traced_after_the_first_frame():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "step_text", counted)
+        patch.setitem(steps.KINDS, "text", counted)
         watched = Watcher(make_model(), capacity=1000, max_new_tokens=3, script=SCRIPT * 3)  # no other test's shape
         before, compiled = len(traces), steps.compile_step.cache_info().misses
         watched.ask("Narrate what happens, at length: " + "what is it? " * 20)

@@ -72,7 +72,7 @@ def measure(config: TrainConfig | None, slots: int, steps: int) -> list[Figure]:
         language = Language(scores, protocol.frame_id, ())
         stream = OneStream(config.model, params, language, slots, config.compute_dtype)
         stream.fill(context.reshape(-1, per_frame, width))
-        given = frame[None].astype(stream.dtype)
+        given = frame[None, None].astype(stream.dtype)
         return stream, {
             "frame": lambda: stream("turn", chunks["frame"], given),
             "reply": lambda: stream("text", chunks["reply"]),

@@ -5,6 +5,7 @@ its result. Beside the time stands the floor: the bytes that have to be read onc
 whichever takes the device longer.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jstream.config import ConfigError, ModelConfig, TrainConfig
 from jstream.models.cache import LIVE
 from jstream.protocols.protocol import SILENCE, Turn
 from jstream.streaming.batch import reads_for
-from jstream.streaming.step import Inputs, Language, Shape, compile_step, fresh_cache
+from jstream.streaming.step import Language, Shape, compile_step, empty_inputs, fresh_state
 from jstream.training.flops import forward_flops
 from jstream.weights.hf import flat
 
@@ -37,7 +38,8 @@ class OneStream:
 
     def __init__(self, config: ModelConfig, params: Any, language: Language, slots: int, dtype: Any):
         self.config, self.params, self.language, self.slots = config, params, language, slots
-        self.dtype, self.cache = jnp.dtype(dtype), fresh_cache(config, Shape(1, slots, 1), dtype, None)
+        self.dtype, self._shape = jnp.dtype(dtype), Shape(1, slots, 1, frames=1)
+        self.cache, self.results, _ = fresh_state(config, language, self._shape, dtype)
         self.place, self.programs, self.compile_seconds = 0, {}, 0.0
         self._reads = reads_for(jax.devices()[0].platform, False, slots)
 
@@ -45,27 +47,27 @@ class OneStream:
         """What the language makes of the logits behind a chunk, and the next token.
 
         Args:
-            kind: of `compile_step`; `rest` is what it takes beside params, cache and inputs.
+            kind: of `compile_step`; `rest` is what it takes beside params, cache, results and inputs.
         """
         count = len(tokens)
         reads = next(size for size in self._reads if size == LIVE or size >= self.place + count)
+        shape = dataclasses.replace(self._shape, tokens=count, reads=reads)
         if (kind, count, reads) not in self.programs:
-            began, shape = time.perf_counter(), Shape(1, self.slots, count, reads)
+            began = time.perf_counter()
             self.programs[kind, count, reads] = compile_step(kind, self.config, self.language, shape, self.dtype)
             self.compile_seconds = max(self.compile_seconds, time.perf_counter() - began)
-        one = lambda value: np.full(1, value, np.int32)
-        rope = np.broadcast_to(self.place + np.arange(count, dtype=np.int32), (3, 1, count))
-        inputs = Inputs(
-            np.asarray(tokens, np.int32)[None], one(count), rope, one(self.place), one(self.place), one(0), one(0),
-            np.zeros(1, np.float32), one(0),
-        )  # fmt: skip
-        self.cache, result = self.programs[kind, count, reads](self.params, self.cache, inputs, *rest)
-        return np.asarray(result)[0]
+        inputs = empty_inputs(shape)
+        inputs.tokens[0], inputs.count[0] = tokens, count
+        inputs.rope[:] = self.place + np.arange(count, dtype=np.int32)
+        inputs.start[0] = inputs.position[0] = self.place
+        program = self.programs[kind, count, reads]
+        self.cache, self.results = program(self.params, self.cache, self.results, inputs, *rest)
+        return np.asarray(self.results)[0]
 
     def fill(self, frame_tokens: np.ndarray) -> None:
         """Reads frames [F, M, E], so that they are what the stream has seen."""
         for frame in tqdm(frame_tokens, desc="filling the cache", delay=2, leave=False):
-            self("turn", [self.language.frame_id] * len(frame), frame[None].astype(self.dtype))
+            self("turn", [self.language.frame_id] * len(frame), frame[None, None].astype(self.dtype))
             self.place += len(frame)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, group, mix
+from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, group, mix, of_rows, read
 from jstream.models.tiled_attention import attend_live, attend_tiled
 from jstream.sharding import over_rows_and_heads
 
@@ -59,11 +59,14 @@ def attend_cache(
         of_sinks_BTNH: as in `attend`, for the view's sinks.
     """
     count = view.reads if view.reads > 0 else cache.slots
-    read = lambda stored: jax.tree.map(lambda x: x[:, :, :count], stored)
-    mask_BTS = position_mask(positions_BT, cache.positions[:, :count])
-    attend_to = attend_live if view.reads == LIVE else attend
-    keys, values = read(cache.keys[layer]), read(cache.values[layer])
-    return attend_to(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)
+    known_BS = of_rows(cache.positions[:, :count], view.rows)
+    kept_BS = (known_BS >= view.oldest[:, None]) | (known_BS < view.sinks)
+    mask_BTS = position_mask(positions_BT, known_BS) & kept_BS[:, None]
+    keys, values = cache.keys[layer], cache.values[layer]
+    if view.reads == LIVE:
+        return attend_live(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks, view.rows)
+    keys, values = read(keys, view.rows, 0, count), read(values, view.rows, 0, count)
+    return attend(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)
 
 
 def position_mask(

@@ -108,7 +108,8 @@ class View:
             still needed.
         position: int32 [B]: its index in the stream. What stood there or behind is forgotten, so that a stream goes
             back by saying so.
-        oldest: int32 [B]: what stands before is forgotten as well, but for the sinks.
+        oldest: int32 [B]: what stands before is not seen, but for the sinks.
+        rows: int32 [B]: which streams of the cache these are, each at most once; None where they are all, in order.
         sink_rope: int32 [3, B, T]: rotary positions of the new tokens as the sinks see them; None where nothing has
             been left out between them and the rest.
         sinks: the first tokens of every stream, which are never forgotten and stand in the first slots.
@@ -119,6 +120,7 @@ class View:
     start: jax.Array
     position: jax.Array
     oldest: jax.Array
+    rows: jax.Array | None = None
     sink_rope: jax.Array | None = None
     sinks: int = dataclasses.field(default=0, metadata={"static": True})
     reads: int = dataclasses.field(default=0, metadata={"static": True})
@@ -144,20 +146,25 @@ def require_room(length: int, tokens: int, capacity: int) -> None:
         )
 
 
-def _update(of_streams: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    """Writes T tokens of B streams over S slots along an axis, each at its slot start [B], in place."""
+def _update(of_streams: jax.Array, new: jax.Array, view: View, axis: int) -> jax.Array:
+    """Writes T tokens of the view's streams over their slots, which lie along an axis, in place."""
     new = new.astype(of_streams.dtype)
-    if len(of_streams) == 1:  # one slice; a batch of them is a scatter
-        return jax.lax.dynamic_update_slice_in_dim(of_streams, new, start[0], axis)
-    put = lambda x, y, at: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis - 1)
-    return jax.vmap(put)(of_streams, new, start)
+    if view.rows is None and len(new) > 1:  # one scatter
+        put = lambda x, y, at: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis - 1)
+        return jax.vmap(put)(of_streams, new, view.start)
+    for index in range(len(new)):
+        at: list[Any] = [0] * of_streams.ndim
+        at[0] = 0 if view.rows is None else view.rows[index]
+        at[axis] = view.start[index]
+        of_streams = jax.lax.dynamic_update_slice(of_streams, new[index : index + 1], at)
+    return of_streams
 
 
 def write(cache: Cache, view: View, layer: int, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
     """Writes T tokens of one layer into their slots."""
 
     def put(old: tuple[Stored, ...], new: jax.Array) -> tuple[Stored, ...]:
-        update = lambda whole, part: _update(whole, part, view.start, axis=2)
+        update = lambda whole, part: _update(whole, part, view, axis=2)
         new = new.swapaxes(1, 2)  # [B, K, T, H]
         stored = to_int8(new) if isinstance(old[layer], Int8) else new
         return *old[:layer], jax.tree.map(update, old[layer], stored), *old[layer + 1 :]
@@ -166,12 +173,31 @@ def write(cache: Cache, view: View, layer: int, k_BTKH: jax.Array, v_BTKH: jax.A
 
 
 def write_positions(cache: Cache, view: View, positions_BT: jax.Array) -> Cache:
-    """Forgets what the view says, and marks the slots of the T new tokens with their positions (EMPTY for padding)."""
-    known = cache.positions
-    stays = (known < view.position[:, None]) & ((known >= view.oldest[:, None]) | (known < view.sinks))
-    return dataclasses.replace(
-        cache, positions=_update(jnp.where(stays, known, EMPTY), positions_BT, view.start, axis=1)
-    )
+    """Forgets what the view goes back behind, and marks the slots of the T new tokens with their positions (EMPTY for
+    padding)."""
+    known = of_rows(cache.positions, view.rows)
+    known = jnp.where(known < view.position[:, None], known, EMPTY)
+    if view.rows is not None:
+        known = cache.positions.at[view.rows].set(known, unique_indices=True)
+    return dataclasses.replace(cache, positions=_update(known, positions_BT, view, axis=1))
+
+
+def of_rows(of_streams: jax.Array, rows: jax.Array | None) -> jax.Array:
+    """Those of some streams, [rows, …]."""
+    return of_streams if rows is None else of_streams[rows]
+
+
+def read(stored: Stored, rows: jax.Array | None, start: Any, count: int) -> Stored:
+    """Keys or values [rows, K, count, H] of a stretch of slots, of some streams or of all."""
+
+    def part(x: jax.Array) -> jax.Array:
+        if rows is None:
+            return jax.lax.dynamic_slice_in_dim(x, start, count, 2)
+        size = (1, x.shape[1], count, *x.shape[3:])
+        place = lambda row: (row, 0, start, *[0] * (x.ndim - 3))
+        return jnp.concatenate([jax.lax.dynamic_slice(x, place(rows[i]), size) for i in range(len(rows))])
+
+    return jax.tree.map(part, stored)
 
 
 def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array) -> Cache:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, Stored, compare, group, mix
+from jstream.models.cache import EMPTY, Stored, compare, group, mix, read
 
 BLOCK = 256  # tokens: of 128, 256 and 512 the fastest on a CPU with 2 MiB of second-level cache a core
 HIDDEN = -1e30  # the score of a key that may not be seen
@@ -30,11 +30,13 @@ def attend_live(
     mask_BTS: jax.Array,
     of_sinks_BTNH: jax.Array | None = None,
     sinks: int = 0,
+    rows: jax.Array | None = None,
     block: int = BLOCK,
 ) -> jax.Array:
     """`attention.attend`, which reads the cache only as far as some query sees something. It has no gradient.
 
     Args:
+        rows: int32 [B]: whose keys and values these queries see, of more streams; None where there are no others.
         block: slots that are read at a time.
     """
     *_, slots = mask_BTS.shape
@@ -42,7 +44,7 @@ def attend_live(
     seen = _nothing_seen(q)
 
     def look(seen, q, start, count, mask):
-        at = lambda stored: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, count, 2), stored)
+        at = lambda stored: read(stored, rows, start, count)
         mask &= jax.lax.dynamic_slice_in_dim(mask_BTS, start, count, 2)
         scores = jnp.where(mask[:, None, None], compare(q, at(k_BKSH)), HIDDEN)
         return _take_in(seen, scores, lambda probs: mix(probs, at(v_BKSH), q.dtype))

@@ -1,23 +1,35 @@
 """`Batch`: B streams on the devices. What their turns wish for is done for all of them at once.
 
-It owns the cache and the compiled programs. Chunks of different lengths share a forward, padded to the longest; frames
-are embedded together; the host reads one small array. A stream that wishes for nothing stays as it is.
+It owns the cache, the kept frames and the compiled programs. Chunks of different lengths share a forward, padded to the
+longest; those of a few streams have a smaller one. Nothing here waits for the device: results are read by whoever needs
+them. A stream that wishes for nothing stays as it is.
 """
 
+import dataclasses
+import itertools
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jstream.model import Model
 from jstream.models.cache import LIVE
-from jstream.streaming.step import Inputs, Language, Shape, compile_embed, compile_rebase, compile_step, fresh_cache
-from jstream.streaming.stream import Chunk, Lengths, Look, Rebase, Result, Wish
+from jstream.streaming.step import (
+    Inputs,
+    Language,
+    Shape,
+    compile_embed,
+    compile_rebase,
+    compile_step,
+    empty_inputs,
+    fresh_state,
+)
+from jstream.streaming.stream import Chunk, Lengths, Rebase, Result, Results, Sight, Wish
 
 READS = 2048  # slots that a step reads at least, where it need not read all; then four times as many, and so on
+AHEAD = 2  # words of a reply that are dispatched before one is read: more is more to throw away at its end
+ROWS = 4  # streams that a step advances at least, where there are many; then four times as many, and so on
 
 
 def _steps_of_four(first: int, last: int) -> list[int]:
@@ -35,16 +47,30 @@ def reads_for(platform: str, ring: bool, slots: int) -> list[int]:
     return [LIVE] if platform == "cpu" else [0] if ring else _steps_of_four(READS, slots)
 
 
+def default_ahead(model: Model) -> int:
+    """`Settings.ahead` where nothing is said."""
+    return 0 if model.device.platform == "cpu" else AHEAD
+
+
+class _Key(NamedTuple):
+    """Of a program: `compile_step`'s kind, and what tells shapes apart."""
+
+    kind: str
+    tokens: int
+    rows: int
+    reads: int
+
+
 class Batch:
     """The device's side of some streams.
 
     Args:
         model: whose params they share.
-        lengths: of their chunks and of the cache.
-        streams: B; with one, a frame is embedded in the same program that reads it.
+        lengths: of their chunks and of the cache, and how many frames are kept.
+        streams: B.
         ring: whether all slots are in use for good, so that every step reads all.
-        looks: whether frames are embedded by themselves (`Look`), to be read again.
         int8: whether the cache holds keys and values in int8.
+        together: frames that are embedded at once, where they are kept: at most so many.
 
     Attributes:
         compile_seconds: spent compiling; nothing is compiled after that.
@@ -56,106 +82,98 @@ class Batch:
         lengths: Lengths,
         streams: int = 1,
         ring: bool = False,
-        looks: bool = False,
         int8: bool = False,
+        together: int = 1,
     ):
         self.model, self.lengths, self.streams = model, lengths, streams
         begin = time.perf_counter()
-        device = (jax.devices() if model.mesh is None else model.mesh.devices.flat)[0]
-        self._reads = reads_for(device.platform, ring, lengths.slots)
-        self._together = _steps_of_four(1, streams) if streams > 1 or looks else []
+        self._reads = reads_for(model.device.platform, ring, lengths.slots)
+        self._shape = Shape(streams, lengths.slots, 1, 0, lengths.sinks, int8, 0, lengths.frames)
+        self._seen = "turn" if lengths.frames else "frame"
         language = Language(model.protocol.scores, model.protocol.frame_id, model.protocol.unspoken_ids)
         where = (model.dtype, model.mesh)
-        shape = lambda tokens, reads=0: Shape(streams, lengths.slots, tokens, reads, lengths.sinks, int8)
-        seen = "frame" if streams == 1 and not looks else "turn"
-        kinds = [(seen, tokens) for tokens in lengths.turns] + [("text", tokens) for tokens in lengths.texts]
-        self.programs: dict[tuple[str, int, int], Any] = {
-            (kind, tokens, reads): compile_step(kind, model.config, language, shape(tokens, reads), *where)
+        kinds = [(self._seen, tokens) for tokens in lengths.turns] + [("text", tokens) for tokens in lengths.texts]
+        self.programs: dict[_Key, Any] = {
+            key: compile_step(key.kind, model.config, language, self._shape_of(key), *where)
             for kind, tokens in kinds
-            for reads in self._reads
+            for key in [_Key(kind, tokens, *rest) for rest in itertools.product(self._rows(tokens), self._reads)]
         }
-        self.embeds = {count: compile_embed(model.config, count, *where) for count in self._together}
-        self._rebase = compile_rebase(model.config, shape(1), *where) if ring else None
-        self.cache = fresh_cache(model.config, shape(1), *where)
+        sizes = _steps_of_four(1, together) if lengths.frames else []
+        self.embeds = {count: compile_embed(model.config, self._shape, count, *where) for count in sizes}
+        self._rebase = compile_rebase(model.config, self._shape, *where) if ring else None
+        self.cache, self.results, self.frames = fresh_state(model.config, language, self._shape, *where)
         self.compile_seconds = time.perf_counter() - begin
+
+    def _shape_of(self, key: _Key) -> Shape:
+        return dataclasses.replace(self._shape, tokens=key.tokens, rows=key.rows, reads=key.reads)
+
+    def _rows(self, tokens: int) -> list[int]:
+        """Of the programs for chunks of a length. Words of replies and silent frames are nearly all there is, so that
+        these have some for a few streams."""
+        often = tokens in (self.lengths.texts[0], self.lengths.turns[0])
+        return _steps_of_four(ROWS, self.streams) if often else [self.streams]
+
+    def embed(self, sights: Sequence[tuple[int, Sight]]) -> None:
+        """Frames of streams, by their places, into the frames that are kept."""
+        most = max(self.embeds)
+        for first in range(0, len(sights), most):
+            some = sights[first : first + most]
+            count = next(count for count in self.embeds if len(some) <= count)
+            clips = np.zeros((count, *some[0][1].clip.shape), np.uint8)
+            row, slot = np.full(count, self.streams, np.int32), np.zeros(count, np.int32)
+            for index, (place, sight) in enumerate(some):
+                clips[index], row[index], slot[index] = sight.clip, place, sight.slot
+            self.frames = self.embeds[count](self.model.params, self.frames, clips, row, slot)
 
     def do(self, wishes: Mapping[int, Wish]) -> dict[int, Any]:
         """Does what streams wish for; those that want different things take turns, the quick ones first.
 
         Args:
-            wishes: by the place of the stream in the batch.
+            wishes: by the place of the stream in the batch. Where frames are kept, those of chunks have been embedded.
 
         Returns:
             What comes of them, for those that it was done for: the others are still to be done.
         """
         if rebases := {place: wish for place, wish in wishes.items() if isinstance(wish, Rebase)}:
             return self._turn_back(rebases)
-        if looks := {place: wish.clip for place, wish in wishes.items() if isinstance(wish, Look)}:
-            embedded = self._embed(list(looks.values()))
-            return {place: embedded[i : i + 1] for i, place in enumerate(looks)}
         return self._feed({place: wish for place, wish in wishes.items() if isinstance(wish, Chunk)})
 
     # ------------------------------------------------------------------------------------------------------ the steps
 
     def _feed(self, chunks: Mapping[int, Chunk]) -> dict[int, Result]:
-        with_frames = [c.clip is not None or c.frame_tokens is not None for c in chunks.values()]
-        lengths = self.lengths.turns if any(with_frames) else self.lengths.texts
+        sights = [chunk.sight for chunk in chunks.values() if chunk.sight is not None]
         needed = max(len(chunk.tokens) for chunk in chunks.values())
-        tokens = next(length for length in lengths if needed <= length)
+        tokens = next(n for n in (self.lengths.turns if sights else self.lengths.texts) if needed <= n)
+        rows = next(n for n in self._rows(tokens) if len(chunks) <= n)
         end = max(chunk.start for chunk in chunks.values()) + tokens
         reads = self._reads[0] if len(self._reads) == 1 else next(size for size in self._reads if end <= size)
-        inputs = self._inputs(chunks, tokens)
-        if not any(with_frames):
-            program, rest = self.programs["text", tokens, reads], ()
-        elif ("frame", tokens, reads) in self.programs:
-            (chunk,) = chunks.values()
-            assert chunk.clip is not None
-            program, rest = self.programs["frame", tokens, reads], (chunk.clip[None],)
-        else:
-            program, rest = self.programs["turn", tokens, reads], (self._frame_tokens(chunks),)
-        self.cache, result = program(self.model.params, self.cache, inputs, *rest)
-        values = np.asarray(result)  # the one read of a step
-        return {place: Result(values[place, :-1].tolist(), int(values[place, -1])) for place in chunks}
+        rest = []
+        if sights:
+            rest = [self.frames if self._seen == "turn" else np.stack([sight.clip for sight in sights])]
+        key = _Key(self._seen if sights else "text", tokens, rows, reads)
+        inputs = self._inputs(chunks, self._shape_of(key))
+        self.cache, self.results = self.programs[key](self.model.params, self.cache, self.results, inputs, *rest)
+        results = Results(self.results)
+        return {place: Result(results, place) for place in chunks}
 
-    def _inputs(self, chunks: Mapping[int, Chunk], tokens: int) -> Inputs:
-        """Chunks laid out for the device; places without one write padding behind all that anyone reads."""
-        batch = self.streams
-        zeros = lambda *shape: np.zeros(shape, np.int32)
-        every = lambda value: np.full(batch, value, np.int32)
-        start, position = every(self.lengths.capacity), every(np.iinfo(np.int32).max)
-        inputs = Inputs(
-            zeros(batch, tokens), zeros(batch), zeros(3, batch, tokens), start, position, zeros(batch), zeros(batch),
-            np.zeros(batch, np.float32), zeros(batch),
-        )  # fmt: skip
-        for place, chunk in chunks.items():
+    def _inputs(self, chunks: Mapping[int, Chunk], shape: Shape) -> Inputs:
+        """Chunks laid out for the device; streams without one write padding behind all that anyone reads."""
+        inputs = empty_inputs(shape)
+        inputs.start[:], inputs.position[:] = self.lengths.capacity, np.iinfo(np.int32).max
+        if shape.chunks < self.streams:
+            others = [place for place in range(self.streams) if place not in chunks]
+            inputs.row[:] = [*chunks, *others][: shape.chunks]
+        for index, place in enumerate(inputs.row.tolist()):
+            chunk = chunks.get(place)
+            if chunk is None:
+                continue
             count = len(chunk.tokens)
-            inputs.tokens[place, :count], inputs.count[place] = chunk.tokens, count
-            inputs.rope[:, place, :count] = chunk.rope
+            inputs.tokens[index, :count], inputs.count[index] = chunk.tokens, count
+            inputs.rope[:, index, :count] = chunk.rope
+            inputs.frame[index] = 0 if chunk.sight is None else chunk.sight.slot
             for name in ("start", "position", "oldest", "gap", "temperature", "seed"):
-                getattr(inputs, name)[place] = getattr(chunk, name)
+                getattr(inputs, name)[index] = getattr(chunk, name)
         return inputs
-
-    def _embed(self, clips: list[np.ndarray]) -> jax.Array:
-        """Frame tokens [N, M, E] of clips, N at least their number."""
-        count = next(count for count in self._together if len(clips) <= count)
-        padded = np.zeros((count, *clips[0].shape), np.uint8)
-        padded[: len(clips)] = clips
-        return self.embeds[count](self.model.params, padded)
-
-    def _frame_tokens(self, chunks: Mapping[int, Chunk]) -> jax.Array:
-        """Frame tokens [B, M, E] of chunks, new frames embedded together; anything where a chunk has none."""
-        clips = {place: chunk.clip for place, chunk in chunks.items() if chunk.clip is not None}
-        kept = {place: chunk.frame_tokens for place, chunk in chunks.items() if chunk.frame_tokens is not None}
-        if self.streams == 1:
-            (only,) = kept.values()
-            return only
-        parts = [self._embed(list(clips.values()))] if clips else []
-        first = len(parts[0]) if parts else 0
-        order = np.zeros(self.streams, np.int32)
-        order[list(clips)] = range(len(clips))
-        order[list(kept)] = range(first, first + len(kept))
-        together = jnp.concatenate([*parts, *kept.values()]) if kept else parts[0]
-        return jnp.take(together, order, axis=0)
 
     def _turn_back(self, rebases: Mapping[int, Rebase]) -> dict[int, None]:
         distances = np.zeros(self.streams, np.int32)

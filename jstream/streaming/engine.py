@@ -7,22 +7,26 @@
     for place, event in engine.run():           # what comes of them, as it comes
 
 Streams join and leave without anything being compiled. Each has its own clock, questions and memory; one that fails
-ends alone. Where one replies while another sees a frame, the word and the frame share a forward.
+ends alone. Where one replies while another sees a frame, the word and the frame share a forward. Frames that wait are
+embedded together, a few ahead of their turn.
 """
 
 import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jstream.config import ConfigError
 from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
-from jstream.streaming.batch import Batch
+from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory
-from jstream.streaming.stream import Lengths, Settings, Steps, Stream, Wish
+from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wish
+
+LOOKS = 4  # frames of a stream that are embedded ahead of their turn
 
 
 class EngineFullError(RuntimeError):
@@ -35,15 +39,28 @@ class _Place:
 
     Attributes:
         frames: that wait, each with the moment it came.
+        looked: the first so many of them have been embedded.
         turn: that is under way, with the moment its frame came; None between turns.
         wish: what it waits for.
     """
 
     stream: Stream
-    frames: collections.deque[tuple[Frame, float]] = dataclasses.field(default_factory=collections.deque)
+    frames: collections.deque[tuple[Sight, float]] = dataclasses.field(default_factory=collections.deque)
+    looked: int = 0
     turn: Steps | None = None
     since: float = 0.0
     wish: Wish | None = None
+
+    @property
+    def following(self) -> Sight | None:
+        """The next frame, where it can be seen at once."""
+        return self.frames[0][0] if self.looked else None
+
+    def begin(self) -> None:
+        """Starts the turn of the next frame."""
+        sight, self.since = self.frames.popleft()
+        self.looked -= 1
+        self.turn = self.stream.see(sight, lambda: self.following)
 
 
 class Engine:
@@ -55,6 +72,8 @@ class Engine:
         max_queued: frames of a stream that may wait; one more is refused.
         memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache: as for `Session`; `capacity` is that
             of each stream.
+        ahead: as for `Session`. Where it is not 0, a frame that waits is also fed before the host has read what came
+            of the one before, as if that deserved no word.
 
     Attributes:
         compile_seconds: spent compiling; all of it before the first frame.
@@ -75,14 +94,16 @@ class Engine:
         max_new_tokens: int = 64,
         max_queued: int = 16,
         int8_cache: bool = False,
+        ahead: int | None = None,
     ):
         if streams < 1:
             raise ConfigError(f"streams: expected at least one place, found {streams}")
         policy = parse_memory(memory)
         self.model, self.max_queued = model, max_queued
-        self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache)
-        self._lengths = Lengths.of(model, self._settings)
-        self.batch = Batch(model, self._lengths, streams, policy.ring, policy.reads_again, self._settings.int8_cache)
+        ahead = default_ahead(model) if ahead is None else ahead
+        self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
+        self._lengths = Lengths.of(model, self._settings, waiting=LOOKS)
+        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together=max(streams, LOOKS))
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 
@@ -124,16 +145,20 @@ class Engine:
         """As `Session.ask`; heard with the next frame that is not under way yet."""
         self._places[place].stream.ask(text)
 
-    def see(self, place: int, frame: Frame) -> None:
+    def see(self, place: int, frame: Frame, asked: Sequence[str] = ()) -> None:
         """Hands a frame to a stream; `step` or `run` gives its event.
+
+        Args:
+            asked: questions to be heard with this frame and no other.
 
         Raises:
             EngineFullError: `max_queued` frames of it wait already.
+            ValueError: for a question, as `Session.ask`.
         """
-        frames = self._places[place].frames
-        if len(frames) >= self.max_queued:
+        one = self._places[place]
+        if len(one.frames) >= self.max_queued:
             raise EngineFullError(f"stream {place}: expected at most {self.max_queued} frames to wait, found one more")
-        frames.append((frame, time.perf_counter()))
+        one.frames.append((one.stream.look(frame, asked), time.perf_counter()))
 
     def step(self) -> list[tuple[int, Event | Exception]]:
         """One forward for all streams that want one.
@@ -143,15 +168,26 @@ class Engine:
             closed.
         """
         ended: list[tuple[int, Event | Exception]] = []
+        self._look()
         for number, place in list(self._places.items()):
             if place.turn is None and place.frames:
-                frame, place.since = place.frames.popleft()
-                place.turn = place.stream.see(frame)
+                place.begin()
                 self._go_on(number, place, None, ended)
         wishes = {number: place.wish for number, place in self._places.items() if place.wish is not None}
         for number, done in (self.batch.do(wishes) if wishes else {}).items():
             self._go_on(number, self._places[number], done, ended)
         return ended
+
+    def _look(self) -> None:
+        """Embeds frames that wait, all together, where one is wanted now."""
+        if all(place.looked or not place.frames or place.turn for place in self._places.values()):
+            return
+        sights = []
+        for number, place in self._places.items():
+            ready = min(len(place.frames), LOOKS)
+            sights += [(number, sight) for sight, _ in itertools.islice(place.frames, place.looked, ready)]
+            place.looked = ready
+        self.batch.embed(sights)
 
     def run(self) -> Iterator[tuple[int, Event | Exception]]:
         """Steps until nothing waits; see `step`."""

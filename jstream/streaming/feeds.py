@@ -3,17 +3,19 @@
     source → thread → a queue of a few frames → engine → events
 
 What waits is bounded: where the engine is slower than a file, the file's thread waits for it; a camera's own reader
-keeps only its newest picture (`data/live.py`). A source that breaks ends alone.
+keeps only its newest picture (`data/live.py`). Frames of a file are handed over a few ahead, so that the engine can
+embed them together; those of a camera only when their turn has come. A source that breaks ends alone.
 """
 
 import collections
 import dataclasses
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jstream.data.video import Frame
-from jstream.streaming.engine import Engine
+from jstream.streaming.engine import LOOKS, Engine
 from jstream.streaming.event import Event
 
 QUEUED = 2  # frames of a source that are decoded ahead
@@ -60,14 +62,16 @@ def _decode(source: Iterable[Frame], feed: _Feed, changed: threading.Condition) 
 
 
 def watch(
-    engine: Engine, sources: Mapping[int, Iterable[Frame]], before: Callable[[int, Frame], object] = lambda *_: None
+    engine: Engine,
+    sources: Mapping[int, Iterable[Frame]],
+    asked: Callable[[int, Frame], Sequence[str]] = lambda *_: (),
 ) -> Generator[tuple[int, Event | Ended], None, None]:
     """Watches sources with streams that are open, to the end of each.
 
     Args:
         engine: nothing else steps it meanwhile.
         sources: frames for each place.
-        before: called before a frame is handed over: the moment to ask what is to be heard with it.
+        asked: called before a frame is handed over: what is to be heard with it.
 
     Returns:
         Place and event for every frame, and the end of each stream, which is closed by then.
@@ -78,25 +82,32 @@ def watch(
     threads = [start(place, source) for place, source in sources.items()]
     for thread in threads:
         thread.start()
+    live = {place for place, source in sources.items() if hasattr(source, "dropped")}  # a late frame is worth nothing
+    told = dict.fromkeys(sources, 0.0)  # when the last event came
+    wanted = lambda place: not engine.waits(place) if place in live else engine.queued(place) < LOOKS
     try:
         while feeds:
             with changed:
-                idle = [place for place in feeds if not engine.waits(place)]
                 if not engine.busy:
                     ready = lambda: any(feeds[place].frames or feeds[place].end for place in feeds)
                     while not changed.wait_for(ready, _POLL):
                         pass
-                taken = {place: feeds[place].frames.popleft() for place in idle if feeds[place].frames}
-                over = [place for place in idle if place not in taken and feeds[place].end]
+                taken = {
+                    place: feeds[place].frames.popleft() for place in feeds if feeds[place].frames and wanted(place)
+                }
+                over = [p for p, feed in feeds.items() if feed.end and p not in taken and not engine.waits(p)]
                 changed.notify_all()
             for place, frame in taken.items():
-                before(place, frame)
-                engine.see(place, frame)
+                engine.see(place, frame, asked(place, frame))
             for place in over:
                 engine.close(place)
                 yield place, feeds.pop(place).end or Ended()
             for place, event in engine.step():
                 if isinstance(event, Event):
+                    now = time.perf_counter()
+                    if place not in live:  # it was handed over ahead of its turn
+                        event = dataclasses.replace(event, latency=min(event.latency, now - told[place]))
+                    told[place] = now
                     yield place, event
                 else:
                     feeds.pop(place).stopping = True

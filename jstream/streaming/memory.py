@@ -19,8 +19,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
-
-import jax
+from typing import NamedTuple
 
 from jstream.config import ConfigError
 from jstream.models.cache import CacheFullError, require_room
@@ -143,14 +142,28 @@ def question_room(memory: Memory, protocol: StreamProtocol, max_new_tokens: int,
 # --------------------------------------------------------------------------------------------- the slots of a cache
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Held:
     """What a turn holds of a ring: its first token, and the stretches [begin, end) of slots that it lies in."""
 
     position: int
     rope: int
-    stretches: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    stretches: tuple[tuple[int, int], ...] = ()
     queries: tuple[str, ...] = ()
+
+    def overlaps(self, begin: int, end: int) -> bool:
+        return any(a < end and begin < b for a, b in self.stretches)
+
+
+class Mark(NamedTuple):
+    """Where a stream stood: what `Places.go_back` goes back to."""
+
+    position: int
+    rope: int
+    next: int
+    oldest: int
+    gap: int
+    turns: tuple[_Held, ...]
 
 
 class Places:
@@ -205,7 +218,7 @@ class Places:
     def ask(self, queries: Sequence[str]) -> None:
         """Notes what is asked in the turn that is under way, to hear of it when it goes."""
         if self.memory.ring:
-            self._turns[-1].queries = tuple(queries)
+            self._turns[-1] = dataclasses.replace(self._turns[-1], queries=tuple(queries))
 
     def take(self, count: int) -> tuple[int, list[str]]:
         """Slots for the next `count` tokens.
@@ -225,14 +238,35 @@ class Places:
         self.position += count
         return start, gone
 
+    def mark(self) -> Mark:
+        """Where the stream stands."""
+        return Mark(self.position, self.rope, self._next, self.oldest, self.gap, tuple(self._turns))
+
+    def go_back(self, mark: Mark) -> None:
+        """Takes back what came behind a mark. The cache has it all still if `harms` said so of every token since."""
+        self.position, self.rope, self._next, self.oldest, self.gap, turns = mark
+        self._turns = collections.deque(turns)
+
+    def harms(self, count: int, mark: Mark | None = None) -> bool:
+        """Whether the next `count` tokens would take the place of something, or find none: of what is held now, and at
+        a mark."""
+        if count > self.left:
+            return True
+        start = self._start(count)
+        held = self._turns if mark is None else (*mark.turns, *self._turns)
+        return any(turn.overlaps(start, start + self.spare) for turn in held)
+
     def rebase(self) -> int:
         """Rotary positions that the keys behind the sinks can go back by; counts them as gone back."""
         distance = self.gap
-        for turn in self._turns:
-            turn.rope -= distance
+        self._turns = collections.deque(dataclasses.replace(turn, rope=turn.rope - distance) for turn in self._turns)
         self.rope -= distance
         self.gap = 0
         return distance
+
+    def _start(self, count: int) -> int:
+        """The slot of the first of the next `count` tokens."""
+        return self.sinks if self.memory.ring and self._next + count > self.capacity else self._next
 
     def _take_of_ring(self, count: int) -> tuple[int, list[str]]:
         if count > self.left:
@@ -240,20 +274,17 @@ class Places:
                 f"the cache holds {self.capacity} tokens: a turn that takes {count} more does not fit; open the stream "
                 "with a larger capacity"
             )
-        start = self._next
-        if start + count > self.capacity:
-            start = self.sinks
+        start = self._start(count)
         gone: list[str] = []
-        end = start + self.spare  # with the padding behind them
-        overlaps = lambda turn: any(a < end and start < b for a, b in turn.stretches)
-        while any(map(overlaps, list(self._turns)[:-1])):
+        while any(turn.overlaps(start, start + self.spare) for turn in list(self._turns)[:-1]):  # padding included
             gone += self._drop()
         self._look_back()
         own = self._turns[-1].stretches
         if own and own[-1][1] == start:
-            own[-1] = (own[-1][0], start + count)
+            own = (*own[:-1], (own[-1][0], start + count))
         else:
-            own.append((start, start + count))
+            own = (*own, (start, start + count))
+        self._turns[-1] = dataclasses.replace(self._turns[-1], stretches=own)
         return start, gone
 
     def _drop(self) -> list[str]:
@@ -277,19 +308,19 @@ class KeptTurn:
     Attributes:
         turn: with its state and its own question; silent and without one where the policy keeps no words.
         reply: tokens of what was said.
-        frame_tokens: [1, M, E], on the device, as they were when the frame was new.
+        frame: which of the frames that the batch keeps it is.
     """
 
     turn: Turn
     reply: tuple[int, ...]
-    frame_tokens: jax.Array
+    frame: int
 
 
-def keep(memory: Memory, turn: Turn, state: int, reply: Sequence[int], frame_tokens: jax.Array) -> KeptTurn:
+def keep(memory: Memory, turn: Turn, state: int, reply: Sequence[int], frame: int) -> KeptTurn:
     """What stays of a turn that is over."""
     if not memory.words:
-        return KeptTurn(dataclasses.replace(turn, query=None, state=SILENCE), (), frame_tokens)
-    return KeptTurn(dataclasses.replace(turn, state=state), tuple(reply), frame_tokens)
+        return KeptTurn(dataclasses.replace(turn, query=None, state=SILENCE), (), frame)
+    return KeptTurn(dataclasses.replace(turn, state=state), tuple(reply), frame)
 
 
 def standing(queries: Sequence[str], tokens_in: Callable[[str], int], room: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jstream.data.video import Frame
 from jstream.model import Model
-from jstream.streaming.batch import Batch
+from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory
 from jstream.streaming.stream import Lengths, Settings, Stream
@@ -31,6 +31,8 @@ class Session:
         max_new_tokens: a reply is cut there.
         seed: of sampled replies.
         int8_cache: whether keys and values are kept in int8, in half the bytes of bfloat16.
+        ahead: words of a reply that are computed before the host has read the ones before. By default none on a CPU,
+            which has its own work to do meanwhile.
 
     A vision tower that keeps the aspect of frames takes its geometry from the first one, for which programs may have to
     be compiled anew (`Model.for_frames` before the session avoids that); later frames are stretched to it.
@@ -53,9 +55,11 @@ class Session:
         max_new_tokens: int = 64,
         seed: int = 0,
         int8_cache: bool = False,
+        ahead: int | None = None,
     ):
         self.memory = parse_memory(memory)
-        self._settings = Settings(self.memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache)
+        ahead = default_ahead(model) if ahead is None else ahead
+        self._settings = Settings(self.memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
         self._seed = seed
         self.compile_seconds = 0.0
         self._adopt(model)
@@ -65,7 +69,7 @@ class Session:
         self.model = model
         lengths = Lengths.of(model, self._settings)
         self.__dict__.pop("batch", None)  # its cache goes before another is made
-        self.batch = Batch(model, lengths, 1, self.memory.ring, self.memory.reads_again, self._settings.int8_cache)
+        self.batch = Batch(model, lengths, 1, self.memory.ring, self._settings.int8_cache)
         self.compile_seconds += self.batch.compile_seconds
         self._begin()
 
@@ -110,7 +114,10 @@ class Session:
         begin = time.perf_counter()
         if not self._started:
             self._fit_to(frame)
-        turn, done = self.stream.see(frame), None
+        sight = self.stream.look(frame)
+        if self.batch.embeds:
+            self.batch.embed([(0, sight)])
+        turn, done = self.stream.see(sight), None
         while True:
             try:
                 wish = turn.send(done)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import test_ahead
 import test_engine
 import test_memory
 import test_rings
@@ -43,6 +44,11 @@ def test_programs_of_accelerators_see_what_those_of_cpus_see(monkeypatch):
 )
 def test_every_stream_is_what_it_would_be_alone(name, memory):
     test_engine.test_every_stream_is_what_it_would_be_alone(name, memory)
+
+
+@pytest.mark.parametrize(("name", "memory"), [("live", "sinks:4"), ("qwen", "append"), ("siglip", "reprefill:4")])
+def test_guessing_that_a_frame_deserves_no_word_changes_nothing(name, memory, monkeypatch):
+    test_ahead.test_guessing_that_a_frame_deserves_no_word_changes_nothing(name, memory, monkeypatch)
 
 
 def test_the_bench_of_streams_counts_every_frame_and_compares_what_was_said(monkeypatch):
