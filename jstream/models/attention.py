@@ -1,17 +1,17 @@
-"""Grouped-query attention: the reference under any mask, and whole packed rows by tiles or by kernels of accelerators.
+"""Grouped-query attention, of packed rows and of the cache: the reference, and the doors to what is faster.
 
 Masks go by position and segment, never by slot order. Scores and softmax are f32. Key-value heads are never repeated in
 memory: query heads are grouped by the key-value head they read.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jstream.models.cache import EMPTY, LIVE, Cache, Stored, View, compare, group, mix, of_rows, read
+from jstream.models import kernels
+from jstream.models.cache import EMPTY, LIVE, Cache, Int8, Stored, View, compare, group, mix, of_rows, read
 from jstream.models.tiled_attention import attend_live, attend_tiled
 from jstream.sharding import over_rows_and_heads
 
@@ -50,13 +50,20 @@ def attend(
 
 
 def attend_cache(
-    q_BTNH: jax.Array, positions_BT: jax.Array, cache: Cache, view: View, layer: int, of_sinks_BTNH: jax.Array | None
+    q_BTNH: jax.Array,
+    positions_BT: jax.Array,
+    cache: Cache,
+    view: View,
+    layer: int,
+    of_sinks_BTNH: jax.Array | None,
+    implementation: str = "xla",
 ) -> jax.Array:
     """What the new tokens of a step see of a layer of the cache, themselves included: [B, T, N, H].
 
     Args:
         positions_BT: int32: where in its stream a token stands, EMPTY for padding.
         of_sinks_BTNH: as in `attend`, for the view's sinks.
+        implementation: `xla`, or where `implementation_for_cache` allows it `cudnn` (GPU) or `splash` (TPU).
     """
     count = view.reads if view.reads > 0 else cache.slots
     known_BS = of_rows(cache.positions[:, :count], view.rows)
@@ -66,7 +73,12 @@ def attend_cache(
     if view.reads == LIVE:
         return attend_live(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks, view.rows)
     keys, values = read(keys, view.rows, 0, count), read(values, view.rows, 0, count)
-    return attend(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)
+    if implementation == "xla":
+        return attend(q_BTNH, keys, values, mask_BTS, of_sinks_BTNH, view.sinks)
+    assert of_sinks_BTNH is None and not isinstance(keys, Int8) and not isinstance(values, Int8)
+    if implementation == "cudnn":
+        return kernels.cudnn_cache(q_BTNH, keys, values, mask_BTS)
+    return kernels.splash_cache(q_BTNH, keys, values, mask_BTS, view.start)
 
 
 def position_mask(
@@ -92,6 +104,17 @@ def implementation_for(platform: str, head_dim: int, dtype: Any) -> str:
     return "xla"
 
 
+FEW = 64  # queries, below which a kernel leaves most of a device idle and the scores are small
+
+
+def implementation_for_cache(platform: str, head_dim: int, dtype: Any, tokens: int, slots: int) -> str:
+    """The same for `attend_cache`, for chunks of so many tokens that read so many slots; on one device."""
+    kernel = implementation_for(platform, head_dim, dtype)
+    if tokens < FEW or (kernel == "splash" and slots % kernels.LANES):
+        return "xla"
+    return kernel
+
+
 def attend_packed(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -113,46 +136,12 @@ def attend_packed(
         [B, T, N, H]; what stands at padding has no meaning.
     """
     if implementation == "splash":
-        return over_rows_and_heads(_splash, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+        return over_rows_and_heads(kernels.splash_packed, q_BTNH, k_BTKH, v_BTKH, segments_BT)
     if implementation == "cudnn":
-        mask = position_mask(positions_BT, positions_BT, segments_BT, segments_BT)
-        mask |= (positions_BT == EMPTY)[:, :, None]  # a row that sees nothing would be 0 / 0
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, mask=mask[:, None], is_causal=True, implementation="cudnn"
-        )
+        mask_BTS = position_mask(positions_BT, positions_BT, segments_BT, segments_BT)
+        mask_BTS |= (positions_BT == EMPTY)[:, :, None]  # a row that sees nothing would be 0 / 0
+        return kernels.cudnn_packed(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
     if implementation != "xla":
         raise ValueError(f"implementation: expected xla, cudnn or splash, found {implementation!r}")
     segments_BT = jnp.where(positions_BT == EMPTY, EMPTY, segments_BT)
     return over_rows_and_heads(attend_tiled, q_BTNH, k_BTKH, v_BTKH, segments_BT)
-
-
-SPLASH_BLOCK = 512  # queries and keys of a tile
-
-
-def _splash(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, interpret: bool = False
-) -> jax.Array:
-    """The splash attention kernel that comes with JAX, on the rows and heads of one device."""
-    # here, as whoever only streams should not wait for Pallas
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-
-    _, length, heads, head_dim = q_BTNH.shape
-    padding = -length % 128
-    whole = length + padding
-    pad = lambda x, value=0: jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
-    first = lambda x: rearrange(pad(x), "b t n h -> b n t h")
-    block = math.gcd(whole, SPLASH_BLOCK)
-    kernel: Any = splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((whole, whole))] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=splash_attention_kernel.BlockSizes(
-            block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
-        ),
-        interpret=interpret,
-    )
-    of_row = lambda q, k, v, s: kernel(q, k, v, splash_attention_kernel.SegmentIds(s, s))
-    out: jax.Array = jax.vmap(of_row)(
-        first(q_BTNH * head_dim**-0.5), first(k_BTKH), first(v_BTKH), pad(segments_BT, EMPTY)
-    )
-    return rearrange(out, "b n t h -> b t n h")[:, :length].astype(q_BTNH.dtype)

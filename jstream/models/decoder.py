@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
             out = attention.attend_packed(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, self.attention)
         else:
             cache = write(cache, view, layer, k_BTKH, v_BTKH)
-            out = attention.attend_cache(q_BTNH, positions_BT, cache, view, layer, of_sinks)
+            out = attention.attend_cache(q_BTNH, positions_BT, cache, view, layer, of_sinks, self.attention)
         out = Linear(c.width, int8=c.int8, name="o_proj")(out.reshape(batch, length, -1))
         return out, cache
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
 
     Attributes:
         remat: "none", or a key of REMAT; matters where there is a backward pass.
-        attention: implementation of `attention.attend_packed`; matters where there is no cache.
+        attention: implementation of `attention.attend_packed`, or with a cache of `attention.attend_cache`.
     """
 
     config: DecoderConfig

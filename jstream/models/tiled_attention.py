@@ -47,7 +47,7 @@ def attend_live(
         at = lambda stored: read(stored, rows, start, count)
         mask &= jax.lax.dynamic_slice_in_dim(mask_BTS, start, count, 2)
         scores = jnp.where(mask[:, None, None], compare(q, at(k_BKSH)), HIDDEN)
-        return _take_in(seen, scores, lambda probs: mix(probs, at(v_BKSH), q.dtype))
+        return take_in(seen, scores, lambda probs: mix(probs, at(v_BKSH), q.dtype))
 
     if of_sinks_BTNH is not None:
         seen = look(seen, group(of_sinks_BTNH, k_BKSH), 0, sinks, jnp.ones((1, 1, sinks), bool))
@@ -58,7 +58,7 @@ def attend_live(
         return look(seen, q, start, block, (start + jnp.arange(block) >= n * block)[None, None])
 
     end = jnp.max(jnp.where(mask_BTS.any((0, 1)), jnp.arange(1, slots + 1), 0))
-    out, _ = _finished(jax.lax.fori_loop(0, -(-end // block), visit, seen))
+    out, _ = finished(jax.lax.fori_loop(0, -(-end // block), visit, seen))
     return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
@@ -101,10 +101,10 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> t
         scores = jnp.where(_sees(segments, i, j), _dot("bkgth,bksh->bkgts", _at(q, i), _at(k, j)), HIDDEN)
         of_values = lambda probs: _dot("bkgts,bksh->bkgth", probs.astype(v.dtype), _at(v, j))
         total, largest, out = state
-        seen = _take_in((_at(total, i), _at(largest, i), _at(out, i)), scores, of_values)
+        seen = take_in((_at(total, i), _at(largest, i), _at(out, i)), scores, of_values)
         return tuple(_put(x, i, block) for x, block in zip(state, seen))
 
-    out, log_sum = _finished(_over_tiles(segments, visit, _nothing_seen(q)))
+    out, log_sum = finished(_over_tiles(segments, visit, _nothing_seen(q)))
     out = out.astype(q.dtype)
     return out, (q, k, v, segments, out, log_sum)
 
@@ -146,7 +146,7 @@ def _nothing_seen(q: jax.Array) -> Seen:
     return by_query, by_query + HIDDEN / 2, jnp.zeros(q.shape, jnp.float32)
 
 
-def _take_in(seen: Seen, scores: jax.Array, of_values: Callable[[jax.Array], jax.Array]) -> Seen:
+def take_in(seen: Seen, scores: jax.Array, of_values: Callable[[jax.Array], jax.Array]) -> Seen:
     """With the keys of one more block: f32 scores [.., K, G, t, s].
 
     Args:
@@ -158,7 +158,7 @@ def _take_in(seen: Seen, scores: jax.Array, of_values: Callable[[jax.Array], jax
     return total * shrink + probs.sum(-1), now, out * shrink[..., None] + of_values(probs)
 
 
-def _finished(seen: Seen) -> tuple[jax.Array, jax.Array]:
+def finished(seen: Seen) -> tuple[jax.Array, jax.Array]:
     """The output, and the log of the sum of exp(score); zeros where a query has seen nothing."""
     total, largest, out = seen
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jstream.model import Model
+from jstream.models.attention import implementation_for_cache
 from jstream.models.cache import LIVE
 from jstream.streaming.step import (
     Inputs,
@@ -105,7 +106,13 @@ class Batch:
         self.compile_seconds = time.perf_counter() - begin
 
     def _shape_of(self, key: _Key) -> Shape:
-        return dataclasses.replace(self._shape, tokens=key.tokens, rows=key.rows, reads=key.reads)
+        shape = dataclasses.replace(self._shape, tokens=key.tokens, rows=key.rows, reads=key.reads)
+        if shape.int8 or shape.sinks or self.model.mesh is not None:  # kernels know nothing of these
+            return shape
+        model, slots = self.model, key.reads or shape.slots
+        head_dim = model.config.decoder.head_dim
+        how = implementation_for_cache(model.device.platform, head_dim, model.dtype, key.tokens, slots)
+        return dataclasses.replace(shape, attention=how)
 
     def _rows(self, tokens: int) -> list[int]:
         """Of the programs for chunks of a length. Words of replies and silent frames are nearly all there is, so that

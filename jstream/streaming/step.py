@@ -47,6 +47,7 @@ class Shape:
         int8: whether the cache holds keys and values in int8, and not in the dtype of the params.
         rows: R streams that the step advances; 0 for all.
         frames: Q of each stream that are kept by themselves, as their frame tokens.
+        attention: implementation of `attention.attend_cache`.
     """
 
     batch: int
@@ -57,6 +58,7 @@ class Shape:
     int8: bool = False
     rows: int = 0
     frames: int = 0
+    attention: str = "xla"
 
     @property
     def chunks(self) -> int:
@@ -136,7 +138,7 @@ def step_text(
         that would follow it in a reply; as before for streams that are not among these. One array, so that the host
         reads once.
     """
-    model = functools.partial(run, config, params)
+    model = functools.partial(run, config, params, attention=shape.attention)
     rows = None if shape.chunks == shape.batch else inputs.row
     before = kv.of_rows(results, rows)
     tokens = jnp.where(inputs.tokens == FED_BACK, before[:, -1:].astype(jnp.int32), inputs.tokens)

@@ -182,8 +182,8 @@ class Lengths:
 
     @property
     def slots(self) -> int:
-        """Of the cache: a step is padded, and writes its padding too."""
-        return self.capacity + self.longest
+        """Of the cache: a step is padded, and writes its padding too. Whole lanes of a TPU."""
+        return -(-(self.capacity + self.longest) // 128) * 128
 
     @classmethod
     def of(cls, model: Model, settings: Settings, waiting: int = 0) -> "Lengths":
