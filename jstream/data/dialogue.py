@@ -191,14 +191,14 @@ def _named(path: pathlib.Path, where: str, read):
 def write_raw(path: str | pathlib.Path, dialogues: Iterable[Dialogue]) -> None:
     """Writes dialogues as `.jsonl` (one record a line) or `.json` (a list); the file appears whole or not at all."""
     path = pathlib.Path(path)
-    records = [dialogue_to_raw(dialogue) for dialogue in dialogues]
+    records = map(dialogue_to_raw, dialogues)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
             if path.suffix == ".jsonl":
                 out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             else:
-                json.dump(records, out, ensure_ascii=False, indent=1)
+                json.dump(list(records), out, ensure_ascii=False, indent=1)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
