@@ -170,6 +170,7 @@ NO_TIME = "a time is no number"
 EMPTY = "ends at or before its start"
 OUTSIDE = "begins after the end of the video"
 NO_ANSWER = "no answer"
+AGAIN = "the same as another"
 UNWANTED = "of no use for the tasks asked for"
 
 _Repaired = tuple[Any, set[str]] | str  # the record with the rules that were applied, or why it is of no use
@@ -184,15 +185,15 @@ def repair(clip: Clip, counts: Counts, wanted: Callable[[Any], bool] = lambda re
     counts.total += len(clip.records)
     _look_over(clip, counts)
     duration = clip.duration if clip.duration is not None and 0 < clip.duration < math.inf else None
-    records = []
+    records: dict[Record, None] = {}
     for record in clip.records:
         found = record.fault or _JUDGES[type(record)](record, duration)
-        if not isinstance(found, str) and not wanted(found[0]):
-            found = UNWANTED
+        if not isinstance(found, str):
+            found = AGAIN if found[0] in records else found if wanted(found[0]) else UNWANTED
         if isinstance(found, str):
             counts.dropped[found] += 1
         else:
-            records.append(found[0])
+            records[found[0]] = None
             counts.keep(found[1] | set(record.repairs))
     return Clip(clip.video, duration, tuple(sorted(records, key=lambda record: record.begin)))
 

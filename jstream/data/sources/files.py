@@ -89,7 +89,8 @@ def expected(value: Any, kind: type[_Kind], place: str) -> _Kind:
         DialogueError: where it is not; begins with the place.
     """
     if not isinstance(value, kind):
-        raise DialogueError(f"{place}: expected {_NAMES[kind]}, found {_NAMES.get(type(value), repr(value)):.80}")
+        found = _NAMES[type(value)] if isinstance(value, dict | list) else repr(value)
+        raise DialogueError(f"{place}: expected {_NAMES[kind]}, found {found:.80}")
     return value
 
 

@@ -2,8 +2,8 @@
 
 Seconds stay as they were annotated, so a time that falls on the border of two turns belongs to the first, as in
 Streamo's own conversion (`protocols.streamo.turns_of`). What is said of something that lasts to the end of its video is
-said in the last second, or no turn would be left for it. Which of several wordings a query has depends on the video and
-the task alone.
+said in the last second, or no turn would be left for it. Which of several wordings a query has depends on its event
+alone: the same annotations give the same dialogues.
 """
 
 import collections
@@ -30,7 +30,7 @@ GROUNDING = (
     "Watch for this and say when it was: {}.",
     "When does this happen: {}?",
 )
-_DURATION_ROUNDING = 0.01  # seconds: a last frame that would show less than this is not there
+_MARGIN = 0.01  # seconds before the end of a video, which may be a little earlier than its annotations say
 
 _Item = TypeVar("_Item")
 
@@ -73,13 +73,13 @@ def _dialogue(queries: Iterable[Query], responses: Iterable[Response]) -> Dialog
 
 
 def _narration(events: Sequence[Event], clip: Clip) -> Iterator[Dialogue]:
-    query = Query(_worded(NARRATION, clip.video), 0.0)
+    query = Query(_worded(NARRATION, events[0]), 0.0)
     yield _dialogue([query], (Response(event.text, time=_after(event.end, clip)) for event in events))
 
 
 def _captions(wordings: Sequence[str], events: Sequence[Event], clip: Clip) -> Iterator[Dialogue]:
-    query = Query(_worded(wordings, clip.video), 0.0)
-    yield _dialogue([query], (_spanned(event.text, event, 0.0, clip) for event in events))
+    query = Query(_worded(wordings, events[0]), 0.0)
+    yield _dialogue([query], (_spanned(event.text, event, clip) for event in events))
 
 
 # ------------------------------------------------------------------------------------------ queries answered in turn
@@ -91,16 +91,15 @@ def _grounding(events: Sequence[Event], clip: Clip) -> Iterator[Dialogue]:
     Sentences whose times overlap are asked in different dialogues.
     """
     happens: dict[str, list[Event]] = collections.defaultdict(list)
-    for event in dict.fromkeys(events):
+    for event in events:
         happens[event.text].append(event)
     until = lambda same: _after(max(event.end for event in same), clip)
     for lane in lanes(happens.values(), lambda same: (same[0].begin, until(same))):
         queries, responses, asked = [], [], 0.0
         for same in lane:
-            text = same[0].text
-            queries.append(Query(_worded(GROUNDING, clip.video, text).format(text.rstrip(".")), asked))
-            responses += [_spanned(_when(event), event, asked, clip) for event in same]
-            asked = until(same) + 1
+            queries.append(Query(_worded(GROUNDING, same[0]).format(same[0].text.rstrip(".")), asked))
+            responses += [_spanned(_when(event), event, clip) for event in same]
+            asked = round(until(same) + 1, 6)
         yield _dialogue(queries, responses)
 
 
@@ -113,7 +112,7 @@ def _answers(questions: Sequence[Question], clip: Clip) -> Iterator[Dialogue]:
 
 def _asked_and_answered(question: Question, clip: Clip) -> tuple[Query, list[Response]]:
     """With each answer at once where it is known already, or in the first turn that shows what it needs."""
-    query = Query(question.text, min(question.time, _turns(clip)))
+    query = Query(question.text, min(question.time, _last(clip)))
     at = lambda answer: query.time if answer.end <= question.time else _after(answer.end, clip)
     return query, [Response(answer.text, time=at(answer)) for answer in question.answers]
 
@@ -140,27 +139,27 @@ def lanes(items: Iterable[_Item], times: Callable[[_Item], tuple[float, float]])
 # ------------------------------------------------------------------------------------------------- words and moments
 
 
-def _worded(wordings: Sequence[str], *key: str) -> str:
-    return wordings[zlib.crc32("\n".join(key).encode()) % len(wordings)]
+def _worded(wordings: Sequence[str], first: Event) -> str:
+    return wordings[zlib.crc32(f"{first.text}{first.begin}".encode(errors="replace")) % len(wordings)]
 
 
-def _turns(clip: Clip) -> float:
-    """How many one-second turns a video has: the time of the last one."""
-    return math.inf if clip.duration is None else max(1, math.ceil(clip.duration - _DURATION_ROUNDING))
+def _last(clip: Clip) -> float:
+    """A time in the last turn of a video, at any frame rate."""
+    return math.inf if clip.duration is None else max(clip.duration - _MARGIN, 0.0)
 
 
 def _after(end: float, clip: Clip) -> float:
-    """The time of the turn after `end`, or of the last one."""
-    return min(end + 1, _turns(clip))
+    """A time in the turn after `end`, or in the last one."""
+    return round(min(end + 1, _last(clip)), 6)  # sums of fractions do not show
 
 
-def _spanned(text: str, event: Event, asked: float, clip: Clip) -> Response:
-    """What is said of an event once it is over; one in progress when asked starts with the question."""
-    last = _turns(clip) - 1
-    if last < 1:  # a video of one turn
-        return Response(text, time=1.0)
+def _spanned(text: str, event: Event, clip: Clip) -> Response:
+    """What is said of an event once it is over."""
+    last = round(_last(clip) - 1, 6)  # second that leaves a turn for the reply
+    if last <= 0:
+        return Response(text, time=_last(clip))
     end = min(event.end, last)
-    return Response(text, start=min(max(event.begin, asked), end), end=end)
+    return Response(text, start=min(event.begin, end), end=end)
 
 
 def _when(event: Event) -> str:
