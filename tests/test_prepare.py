@@ -1,6 +1,7 @@
 """The command that prepares annotated videos: what it writes is read back, its counts add up, killed it goes on."""
 
 import collections
+import dataclasses
 import json
 import math
 import subprocess
@@ -8,14 +9,17 @@ import sys
 
 import pytest
 
-from jstream.config import ConfigError
+from jstream.config import ConfigError, SiglipConfig, StageConfig
 from jstream.data import prepare as preparing
 from jstream.data import world
 from jstream.data.annotations import Annotations, turns_of_annotation
 from jstream.data.dialogue import DialogueError, read_raw
 from jstream.data.prepare import prepare, videos
 from jstream.data.sources import clip
+from jstream.data.video_rows import VideoRows
 from jstream.data.world.write import write_video
+from jstream.protocols import make_protocol, make_tokenizer, streamo
+from jstream.protocols.protocol import TEXT
 
 SECONDS = 12
 RECIPE = {  # as YouCook2 names its videos, whose files have no "v_" and come in many containers
@@ -78,6 +82,17 @@ def test_what_is_written_is_what_training_reads(tmp_path):
     ]
     queries = [turn.query for turn in turns_of_annotation(read[0], SECONDS, 1.0)]
     assert queries[0] and not any(queries[1:])
+
+
+def test_rows_to_train_on_are_made_of_it(folder, tmp_path):
+    prepare("youcook2", write(tmp_path / "yc2.json", RECIPE), ["narration"], tmp_path / "a.jsonl", videos=folder)
+    config = dataclasses.replace(streamo.PUBLISHED, system="Watch.")
+    protocol = make_protocol(config, make_tokenizer(config, ["cut stir eat"], 400), 1)
+    stage = StageConfig(steps=1, rows=1, frames=16, tokens=1000, min_seconds=10, max_seconds=20)
+    vision = SiglipConfig(image_size=24, patch_size=12, width=16, num_layers=1, num_heads=2, mlp_dim=16, grid=1)
+    [row] = VideoRows(tmp_path / "a.jsonl", stage, protocol, vision)
+    learned = protocol.tokenizer.decode(row["labels"][row["kinds"] == TEXT].tolist())
+    assert [word for word in ("cut", "stir", "eat", "mix") if word in learned] == ["cut", "stir", "eat"]
 
 
 def test_a_folder_or_a_list_is_written_where_one_is_asked_for(tmp_path):

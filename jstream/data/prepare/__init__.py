@@ -73,7 +73,7 @@ def prepare(
         counts.videos["that could not be decoded, left out of the dataset"] = built["skipped"]
         made = built["folder"]
     partial = counts_file.with_name(counts_file.name + ".partial")
-    partial.write_text(json.dumps(vars(counts), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(vars(counts), indent=1) + "\n", encoding="utf-8")
     partial.replace(counts_file)
     opened.unlink(missing_ok=True)
     return made, counts

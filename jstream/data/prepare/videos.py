@@ -90,7 +90,8 @@ def read_durations(path: pathlib.Path) -> dict[str, float]:
             raise DialogueError(
                 f"{path}, record {number}: expected {names[0]}, and {names[1]}, found {list(row)!r:.120}"
             )
-        durations[bare(video)] = seconds(length)
+        if seconds(length) > 0:  # else it is as good as not there
+            durations[bare(video)] = seconds(length)
     return durations
 
 
