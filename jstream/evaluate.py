@@ -1,35 +1,63 @@
-"""Scores a checkpoint on a benchmark.
+"""Scores a checkpoint on the synthetic world, or the predictions of any model on a published benchmark.
 
     python -m jstream.evaluate --benchmark=world --seed=7 --out=runs/evaluation [--num_videos=64] [--checkpoint=FOLDER]
+    python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --predictions=FILE|FOLDER --out=runs/ovo
 
-The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals) and `predictions.jsonl`
-(what was said, one line a dialogue).
+The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals); of the world also
+`predictions.jsonl` (what was said, one line a dialogue), of the others `scores.png`, a chart. Predictions are scored
+without a model, and without JAX. The files that each benchmark takes stand at the top of `jstream/evals/BENCHMARK.py`.
 """
 
-from absl import flags
+import contextlib
+import pathlib
+import sys
+from types import ModuleType
+from typing import NoReturn
 
-from jstream import command
+from absl import app, flags
+
 from jstream.config import ConfigError
-from jstream.evals import world
-from jstream.streaming.session import Session
-from jstream.weights.published import load_of_config
+from jstream.data.dialogue import DialogueError
+from jstream.evals import ovo_bench, report
 
-BENCHMARKS = ("world",)
+SCORERS: dict[str, ModuleType] = {"ovo_bench": ovo_bench}  # benchmarks that need predictions only
+BENCHMARKS = ("world", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, f"What to score on: {', '.join(BENCHMARKS)}.")
-_SEED = flags.DEFINE_integer("seed", None, "Names the series of videos; take another than the model was trained with.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing.")
-_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos.")
+
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "File of the benchmark's questions and right answers.")
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "What a model answered; stays as it is.")
+_VARIANT = flags.DEFINE_multi_string("variant", [], "Another rule of the benchmark; may be repeated.")
+
+_SEED = flags.DEFINE_integer("seed", None, "Names the series of worlds; take another than the model was trained with.")
+_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos of the world.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
 )
-_TASK = flags.DEFINE_multi_string("task", [], f"Only this task; may be repeated. One of {', '.join(world.TASKS)}.")
+_TASK = flags.DEFINE_multi_string("task", [], "Only this task of the world; may be repeated.")
 _INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what that costs.")
 _RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
 
 
-def main() -> None:
+def score_predictions(scorer: ModuleType) -> None:
+    if not (_ANNOTATIONS.value and _PREDICTIONS.value and _OUT.value):
+        raise ConfigError("expected --annotations=FILE, --predictions=FILE and --out=FOLDER")
+    predictions, out = pathlib.Path(_PREDICTIONS.value), pathlib.Path(_OUT.value)
+    if predictions.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ConfigError(f"out: expected a folder outside the predictions, found {out}")
+    found = scorer.score(pathlib.Path(_ANNOTATIONS.value), predictions, variants=_VARIANT.value)
+    report.write(found, out, {"annotations": _ANNOTATIONS.value, "predictions": _PREDICTIONS.value})
+    print(report.table(found), *found.notes, f"done: {out}", sep="\n")
+
+
+def play_world() -> None:
+    from jstream import command  # with JAX and the models
+    from jstream.evals import world
+    from jstream.streaming.session import Session
+    from jstream.weights.published import load_of_config
+
     if _BENCHMARK.value not in BENCHMARKS:
         raise ConfigError(f"benchmark: expected --benchmark={'|'.join(BENCHMARKS)}, found {_BENCHMARK.value!r}")
     if _SEED.value is None or not _OUT.value:
@@ -49,10 +77,51 @@ def main() -> None:
         "checkpoint": _CHECKPOINT.value or "bundled",
         "int8_cache": _INT8_CACHE.value,
     }
-    report = world.evaluate(session, samples, _OUT.value, about, size, rendered=_RENDERED.value, progress=True)
-    print(world.table(report))
+    found = world.evaluate(session, samples, _OUT.value, about, size, rendered=_RENDERED.value, progress=True)
+    print(world.table(found))
     print(f"done: {_OUT.value}")
 
 
+def main() -> None:
+    with contextlib.suppress(flags.Error):  # whoever parses them again tells of it
+        flags.FLAGS(sys.argv, known_only=True)
+    scorer = SCORERS.get(flags.FLAGS["benchmark"].value or "")
+    flags.FLAGS.unparse_flags()
+    if scorer is not None:
+        run_scorer(scorer)
+    else:
+        from jstream import command
+
+        command.run(play_world)
+
+
+def run_scorer(scorer: ModuleType) -> None:
+    """What `command.run` does for commands with a model, and with JAX."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+        except flags.Error as error:
+            _fail(str(error), 2)
+        return rest if len(rest) == 1 else _fail(f"expected flags only, found {rest[1]!r}", 2)
+
+    def guarded(_: list[str]) -> None:
+        try:
+            score_predictions(scorer)
+        except (ConfigError, DialogueError) as error:
+            _fail(str(error), 1)
+        except OSError as error:
+            _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}", 1)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -21,6 +21,7 @@ from jstream.config import ConfigError
 from jstream.data import world as worlds
 from jstream.data.video import Frame, VideoError, open_video
 from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, interval_iou, match_replies, ratio
+from jstream.evals.report import aligned, whole_files
 from jstream.protocols.protocol import STATES, StreamProtocol, Turn, span_in
 from jstream.protocols.streamo import turns_of
 from jstream.streaming.event import Event
@@ -83,7 +84,7 @@ class Played:
         return [Reply(self.turns[i].start, t) for i, t in enumerate(texts) if t is not None and i not in without]
 
 
-# ------------------------------------------------------------------------------------------------------ playing
+# -------------------------------------------------------------------------------------------------------------- playing
 
 
 def make_samples(seed: int, num_videos: int, tasks: Sequence[str] = TASKS) -> list[Sample]:
@@ -165,7 +166,7 @@ def play_all(
             bar.update(len(sample.turns))
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
+# ------------------------------------------------------------------------------------------------------------ measuring
 # The part of one dialogue in a metric: (numerator, denominator). The metric is the ratio of their sums over dialogues.
 
 Part = tuple[float, float]
@@ -417,7 +418,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-# ------------------------------------------------------------------------------------------------------ writing
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 def evaluate(
@@ -442,10 +443,7 @@ def evaluate(
     Returns:
         What `report.json` holds.
     """
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    partial = {name: out / f"{name}.partial" for name in FILES}
-    try:
+    with whole_files(out, FILES) as partial:
         all_played = []
         with partial["predictions.jsonl"].open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for played in play_all(session, samples, size, rendered, progress):
@@ -454,11 +452,6 @@ def evaluate(
         report = {**about, "frames": "rendered" if rendered else "h264", **score(all_played)}
         partial["report.md"].write_text(markdown(report), encoding="utf-8")
         partial["report.json"].write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        for name, path in partial.items():
-            path.replace(out / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
     return report
 
 
@@ -483,9 +476,7 @@ def table(report: dict[str, Any]) -> str:
         ends = report["intervals"][name]
         interval = "–" if ends is None else " – ".join(map(number, ends))
         rows.append((name, number(value), interval, f"{report['counts']['cases'][name]:g}"))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return aligned(rows)
 
 
 def markdown(report: dict[str, Any]) -> str:
