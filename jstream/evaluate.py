@@ -9,6 +9,7 @@ without a model, and without JAX. The files that each benchmark takes stand at t
 """
 
 import contextlib
+import inspect
 import pathlib
 import sys
 from types import ModuleType
@@ -18,9 +19,13 @@ from absl import app, flags
 
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
-from jstream.evals import ovo_bench, report
+from jstream.evals import ovo_bench, qvhighlights, report, streamingbench
 
-SCORERS: dict[str, ModuleType] = {"ovo_bench": ovo_bench}  # benchmarks that need predictions only
+SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
+    "ovo_bench": ovo_bench,
+    "qvhighlights": qvhighlights,
+    "streamingbench": streamingbench,
+}
 BENCHMARKS = ("world", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
 
@@ -30,6 +35,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing."
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "File of the benchmark's questions and right answers.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "What a model answered; stays as it is.")
 _VARIANT = flags.DEFINE_multi_string("variant", [], "Another rule of the benchmark; may be repeated.")
+_MODEL = flags.DEFINE_string("model", None, "Whose answers, where the predictions have those of several models.")
+_TOLERANCE = flags.DEFINE_float("tolerance", None, "Seconds that an answer may be early or late, where that counts.")
 
 _SEED = flags.DEFINE_integer("seed", None, "Names the series of worlds; take another than the model was trained with.")
 _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos of the world.")
@@ -47,7 +54,11 @@ def score_predictions(scorer: ModuleType) -> None:
     predictions, out = pathlib.Path(_PREDICTIONS.value), pathlib.Path(_OUT.value)
     if predictions.resolve() in (out.resolve(), *out.resolve().parents):
         raise ConfigError(f"out: expected a folder outside the predictions, found {out}")
-    found = scorer.score(pathlib.Path(_ANNOTATIONS.value), predictions, variants=_VARIANT.value)
+    given = {"variants": _VARIANT.value, "model": _MODEL.value, "tolerance": _TOLERANCE.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() - inspect.signature(scorer.score).parameters:
+        raise ConfigError(f"{name}: expected no such flag for {_BENCHMARK.value}, found {given[name]!r}")
+    found = scorer.score(pathlib.Path(_ANNOTATIONS.value), predictions, **given)
     report.write(found, out, {"annotations": _ANNOTATIONS.value, "predictions": _PREDICTIONS.value})
     print(report.table(found), *found.notes, f"done: {out}", sep="\n")
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jstream.data.dialogue import DialogueError
-from jstream.evals.records import id_of, json_files, list_of, note, object_of, read_json, text_of
+from jstream.evals.records import id_of, json_files, list_of, note, object_of, read_json, reply_of, text_of
 from jstream.evals.report import Part, Report, make_report, rules_in_force
 
 CATEGORIES = {
@@ -173,21 +173,9 @@ def _judge(
     for probe, reply in itertools.zip_longest(probes, replies[: len(probes)]):
         if reply is None and "skip_missing" in variants:
             continue
-        text = _text(reply.get("response"), name, faults) if isinstance(reply, dict) else None
+        text = reply_of(reply.get("response"), name, faults) if isinstance(reply, dict) else None
         right.append(text is not None and _is_right(question["task"], probe, text, "letters" in variants))
     return right
-
-
-def _text(response: Any, name: Any, faults: dict[str, list[Any]]) -> str | None:
-    if isinstance(response, list) and response:
-        faults["replies that came as a list, of which the first item counts"].append(name)
-        response = response[0]
-    if isinstance(response, int | float) and not isinstance(response, bool):
-        response = str(response)
-    if not isinstance(response, str):
-        faults["records or probes without a reply"].append(name)
-        return None
-    return response
 
 
 def _is_right(task: str, probe: Mapping[str, Any], text: str, letters: bool) -> bool:

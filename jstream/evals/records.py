@@ -118,6 +118,19 @@ def id_of(record: Mapping[str, Any], key: str, where: str) -> int | str:
     return value
 
 
+def reply_of(response: Any, which: Any, faults: dict[str, list[Any]]) -> str | None:
+    """The text of a model's reply, or None; what is odd about it is noted in `faults` (a defaultdict)."""
+    if isinstance(response, list) and response:
+        faults["replies that came as a list, of which the first item counts"].append(which)
+        response = response[0]
+    if isinstance(response, int | float) and not isinstance(response, bool):
+        response = str(response)
+    if not isinstance(response, str):
+        faults["records or probes without a reply"].append(which)
+        return None
+    return response
+
+
 # -------------------------------------------------------------------------------------------------------------- joining
 
 

@@ -206,8 +206,8 @@ def markdown(report: Report, inputs: Mapping[str, str] | None = None) -> str:
 
 
 def chart(report: Report, path: pathlib.Path) -> None:
-    """Draws the metrics as bars with their intervals, as PNG; one panel for each unit, means darker than what is in
-    them."""
+    """Draws the metrics as bars with their intervals, as PNG; one panel for each unit, totals and
+    means darker."""
     from matplotlib.figure import Figure  # a third of a second, for those who draw
 
     units = list(dict.fromkeys(report.units.get(name, "%") for name in report.metrics))
@@ -219,7 +219,7 @@ def chart(report: Report, path: pathlib.Path) -> None:
         figure.subplots(len(panels), squeeze=False, height_ratios=ratios)[:, 0], panels, units
     ):
         rows, values = np.arange(len(names)), np.array([report.metrics[name] or 0.0 for name in names])
-        colors = ["#1f4e79" if name in report.means else "#7fa8d1" for name in names]
+        colors = ["#1f4e79" if name in report.means or name == "total" else "#7fa8d1" for name in names]
         axes.barh(rows, values, color=colors, height=0.72)
         reach = (
             100.0 if unit == "%" else max([*values, *(ends[1] for n in names if (ends := report.intervals[n]))]) or 1
@@ -232,7 +232,7 @@ def chart(report: Report, path: pathlib.Path) -> None:
             text = "–" if report.metrics[name] is None else f"{value:.1f}" if unit == "%" else f"{value:.2f}"
             axes.text(end + 0.01 * reach, row, text, va="center", fontsize=9)
         axes.set_yticks(rows, names, fontsize=9)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.set_xlim(0, 1.09 * reach)
         axes.set_xlabel(unit or "no unit")
         axes.spines[["top", "right"]].set_visible(False)
