@@ -19,12 +19,14 @@ from absl import app, flags
 
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
-from jstream.evals import ovo_bench, qvhighlights, report, streamingbench
+from jstream.evals import ovo_bench, qvhighlights, report, streamingbench, streamo_bench, timing
 
 SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "ovo_bench": ovo_bench,
     "qvhighlights": qvhighlights,
     "streamingbench": streamingbench,
+    "streamo_bench": streamo_bench,
+    "timing": timing,
 }
 BENCHMARKS = ("world", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
