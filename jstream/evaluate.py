@@ -19,7 +19,7 @@ from absl import app, flags
 
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
-from jstream.evals import ovo_bench, qvhighlights, report, streamingbench, streamo_bench, timing
+from jstream.evals import charades_sta, coin, ovo_bench, qvhighlights, report, streamingbench, streamo_bench, timing
 
 SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "ovo_bench": ovo_bench,
@@ -27,6 +27,8 @@ SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "streamingbench": streamingbench,
     "streamo_bench": streamo_bench,
     "timing": timing,
+    "charades_sta": charades_sta,
+    "coin": coin,
 }
 BENCHMARKS = ("world", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half

@@ -175,7 +175,7 @@ def test_the_annotations_say_what_is_right(tmp_path):
             {"forward": [{"id": 2, "task": "REC"}]},
             "the record of question 2: expected a list under 'test_info', found None",
         ),
-        (b'{"backward": "\xff"}', "p.json: expected JSON"),
+        (b'{"backward": "\xff"}', "p.json: expected text in UTF-8, found: 'utf-8' codec"),
     ],
 )
 def test_what_is_no_prediction_is_one_line(tmp_path, predictions, said):

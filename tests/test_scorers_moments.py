@@ -1,4 +1,4 @@
-"""Scorers of moments in time: QVHighlights against the published metrics of Moment-DETR."""
+"""Scorers of moments in time: QVHighlights against the published metrics of Moment-DETR, and Charades-STA."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
-from jstream.evals import qvhighlights, records
+from jstream.evals import charades_sta, qvhighlights, records
 
 
 def lines(path, *content):
@@ -119,3 +119,46 @@ def test_what_does_not_fit_is_one_line(tmp_path, query, prediction, said):
 def test_there_are_no_variants(moment_detr):
     with pytest.raises(ConfigError, match="expected none, found 'letters'"):
         qvhighlights.score(*moment_detr[:2], variants=["letters"])
+
+
+# --------------------------------------------------------------------------------------------------------- Charades-STA
+
+
+def test_the_right_spans_of_charades_sta_score_all_but_the_empty_ones(shared_data, tmp_path):
+    annotations = shared_data / "annotations/charades_sta/charades_sta_test.txt"
+    spans = [[float(word) for word in line.split("##")[0].split()[1:]] for line in annotations.open()]
+    predictions = lines(tmp_path / "p.jsonl", *({"id": i, "span": span} for i, span in enumerate(spans, start=1)))
+    found = charades_sta.score(annotations, predictions)
+    assert found.cases["R1@0.7"] == (3720, 3720) and found.metrics["mIoU"] == 100 and found.notes == ()
+    halves = ({"id": i, "span": [start, (start + end) / 2]} for i, (start, end) in enumerate(spans, start=1))
+    found = charades_sta.score(annotations, lines(tmp_path / "p.jsonl", *halves))
+    assert (
+        found.metrics["mIoU"] == pytest.approx(50) and found.metrics["R1@0.3"] == 100 and found.metrics["R1@0.7"] == 0
+    )
+
+
+def charades(tmp_path, text, *predictions):
+    (tmp_path / "a.txt").write_text(text)
+    return charades_sta.score(tmp_path / "a.txt", lines(tmp_path / "p.jsonl", *predictions))
+
+
+def test_a_sentence_without_a_span_has_no_overlap(tmp_path):
+    text = "A 0 4##One.\n\nB 0 4##Two ## three.\nC 4 4##Empty.\n"
+    found = charades(tmp_path, text, {"id": 1, "span": [1, 4]}, {"id": 3, "span": None}, {"id": 2, "span": [0, 4]})
+    assert found.cases == {"R1@0.3": (1, 3), "R1@0.5": (1, 3), "R1@0.7": (1, 3), "mIoU": (0.75, 3)}
+    assert found.notes == ("1 records left out: the annotations lack their id: 2", "1 questions without a record: 4")
+
+
+@pytest.mark.parametrize(
+    ("text", "prediction", "said"),
+    [
+        ("A 0 4 One.", {"id": 1}, "a.txt, line 1: expected VIDEO START END##SENTENCE, found 'A 0 4 One.'"),
+        ("A 0 x##One.", {"id": 1}, "a.txt, line 1: expected VIDEO START END##SENTENCE"),
+        ("A 0 nan##One.", {"id": 1}, "a.txt, line 1: expected VIDEO START END##SENTENCE"),
+        ("A 0 4##One.", {"id": 1, "span": [1]}, "p.jsonl, line 1: expected a list of 2 numbers"),
+        ("A 0 4##One.", {"id": 1, "span": "1-2"}, "p.jsonl, line 1: expected a list of 2 numbers, found '1-2'"),
+    ],
+)
+def test_spans_that_do_not_fit_are_one_line(tmp_path, text, prediction, said):
+    with pytest.raises(DialogueError, match=said):
+        charades(tmp_path, text, prediction)

@@ -24,11 +24,24 @@ def read_json(path: pathlib.Path) -> Any:
     Raises:
         DialogueError: where it is no JSON or too large.
     """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DialogueError(f"{path}: expected JSON, found: {error}") from None
+
+
+def read_text(path: pathlib.Path) -> str:
+    """What a UTF-8 file holds.
+
+    Raises:
+        DialogueError: where it is no text or too large.
+    """
     _check_size(path)
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # also of Unicode
-        raise DialogueError(f"{path}: expected JSON, found: {error}") from None
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DialogueError(f"{path}: expected text in UTF-8, found: {error}") from None
 
 
 def read_lines(path: pathlib.Path) -> dict[str, dict[str, Any]]:
