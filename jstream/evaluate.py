@@ -19,7 +19,17 @@ from absl import app, flags
 
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
-from jstream.evals import charades_sta, coin, ovo_bench, qvhighlights, report, streamingbench, streamo_bench, timing
+from jstream.evals import (
+    charades_sta,
+    coin,
+    dense_captions,
+    ovo_bench,
+    qvhighlights,
+    report,
+    streamingbench,
+    streamo_bench,
+    timing,
+)
 
 SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "ovo_bench": ovo_bench,
@@ -29,6 +39,7 @@ SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "timing": timing,
     "charades_sta": charades_sta,
     "coin": coin,
+    "dense_captions": dense_captions,
 }
 BENCHMARKS = ("world", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half

@@ -1,4 +1,4 @@
-"""Scorers of texts: COIN on its real test videos."""
+"""Scorers of texts: COIN on its real test videos, and dense captions on cases worked by hand."""
 
 import collections
 import functools
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jstream.data.dialogue import DialogueError
-from jstream.evals import coin
+from jstream.evals import coin, dense_captions
+from jstream.evals.caption_scores import cider, meteor_stem, words_of
+from jstream.evals.stemming import stem
 
 
 def lines(path, *content):
@@ -81,8 +83,9 @@ KITCHEN = {
     ("name", "response", "right"),
     [
         ("step/v/0", "Cut it.", 1), ("step/v/0", " CUT it \nGlue", 1), ("step/v/0", "cut them", 1),
-        ("step/v/0", "hold it", 0), ("step/v/0", "", 0), ("step/w/0", "Crop and fold paper.", 1), ("task/v", "Put on hair", 1),
-        ("task/w", "replace the sim card", 1), ("next/v/0", "1. Fold it.", 1), ("next/v/1", "Fold it.", 0),
+        ("step/v/0", "hold it", 0), ("step/v/0", "", 0), ("step/w/0", "Crop and fold paper.", 1),
+        ("task/v", "Put on hair", 1), ("task/w", "replace the sim card", 1), ("next/v/0", "1. Fold it.", 1),
+        ("next/v/1", "Fold it.", 0),
     ],
 )  # fmt: skip
 def test_a_reply_is_taken_as_the_nearest_category(tmp_path, name, response, right):
@@ -141,3 +144,138 @@ def test_texts_that_do_not_fit_are_one_line(tmp_path, content, prediction, said)
 def test_unknown_questions_are_told_of(tmp_path):
     found = coin_of(tmp_path, KITCHEN, {"id": "step/v/9", "response": ""}, {"id": "what", "response": ""})
     assert found.notes[0] == "2 records left out: the annotations lack their id: step/v/9, what"
+
+
+# --------------------------------------------------------------------------------------------- what captions have alike
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [  # of the paper's own examples for its steps
+        ("caresses", "caress"), ("ponies", "poni"), ("ties", "ti"), ("cats", "cat"), ("feed", "feed"),
+        ("agreed", "agre"), ("plastered", "plaster"), ("bled", "bled"), ("motoring", "motor"), ("sing", "sing"),
+        ("conflated", "conflat"), ("troubled", "troubl"), ("sized", "size"), ("hopping", "hop"), ("falling", "fall"),
+        ("hissing", "hiss"), ("failing", "fail"), ("filing", "file"), ("happy", "happi"), ("sky", "sky"),
+        ("relational", "relat"), ("vietnamization", "vietnam"), ("hopefulness", "hope"), ("triplicate", "triplic"),
+        ("electrical", "electr"), ("revival", "reviv"), ("adoption", "adopt"), ("adjustment", "adjust"),
+        ("probate", "probat"), ("rate", "rate"), ("cease", "ceas"), ("controll", "control"), ("roll", "roll"),
+        ("oscillators", "oscil"), ("is", "is"), ("7s", "7s"),
+    ],
+)  # fmt: skip
+def test_words_have_the_stems_that_porter_gives(word, expected):
+    assert stem(word) == expected
+
+
+def test_words_of_a_caption_have_no_case_and_no_punctuation():
+    assert words_of("Don't  STOP, it's 7 o'clock — Größe!") == ["don't", "stop", "it's", "7", "o'clock", "grösse"]
+
+
+def test_meteor_prefers_recall_and_few_chunks():
+    of = lambda a, b: meteor_stem(a.split(), b.split())
+    assert of("cut the onion", "cut the onion") == pytest.approx(1 - 0.5 / 27)
+    assert of("cuts the onions", "cutting the onion") == pytest.approx(1 - 0.5 / 27)
+    assert of("a b c", "c b a") == pytest.approx(1 - 0.5)  # three chunks of three
+    f_mean = 10 * (2 / 4) * (2 / 3) / (2 / 3 + 9 * 2 / 4)
+    assert of("x a b y", "a z b") == pytest.approx(f_mean * (1 - 0.5 * (2 / 2) ** 3))
+    assert of("the the the", "the cat") == pytest.approx(10 * (1 / 3) * (1 / 2) / (1 / 2 + 9 / 3) * 0.5)
+    assert of("a", "b") == of("", "a") == of("a", "") == 0
+
+
+def test_cider_of_two_pairs_by_hand():
+    # Every n-gram is in one of two references: all weigh log 2, and cosines are those of counts.
+    pairs = [("a b c d".split(), "a b c d".split()), ("e f".split(), "e g".split())]
+    same, half = cider(pairs)
+    assert same == pytest.approx(10)
+    assert half == pytest.approx(
+        10 / 4 * (1 / 2)
+    )  # e of two words; f is in no reference, and weighs as one that is in one
+    longer = cider([("a b c d d".split(), "a b c d".split()), pairs[1]])[0]
+    one, two, three, four = 4 / (7**0.5 * 2), 3 / (4 * 3) ** 0.5, 2 / (3 * 2) ** 0.5, 1 / 2**0.5
+    weight = np.exp(-1 / 72)  # one bigram longer, sigma 6
+    assert longer == pytest.approx(10 * (one + two + three + four) / 4 * weight)
+    assert cider([("a b".split(), "a b".split())]) == [0]  # a pair alone
+
+
+# ------------------------------------------------------------------------------------------------------- dense captions
+
+
+def dense(tmp_path, annotations, results):
+    paths = tmp_path / "a.json", tmp_path / "p.json"
+    for path, content in zip(paths, (annotations, {"version": "1", "results": results})):
+        path.write_text(json.dumps(content))
+    return dense_captions.score(*paths)
+
+
+def annotated(*events):
+    return {"duration": 100, "timestamps": [list(e[:2]) for e in events], "sentences": [e[2] for e in events]}
+
+
+def said(*events):
+    return [{"timestamp": list(e[:2]), "sentence": e[2]} for e in events]
+
+
+def test_real_recipes_said_right_score_all_that_there_is(shared_data, tmp_path):
+    annotations = json.loads((shared_data / "annotations/youcook2/yc2_val.json").read_text())
+    annotations = dict(list(annotations.items())[:100])
+    results = {
+        video: said(*((*time, text) for time, text in zip(record["timestamps"], record["sentences"])))
+        for video, record in annotations.items()
+    }
+    found = dense(tmp_path, annotations, results)
+    words = [words_of(text) for record in annotations.values() for text in record["sentences"]]
+    best = [meteor_stem(text, text) for text in words]  # a little less than 1, the more so the shorter
+    assert found.metrics["SODA_c"] == pytest.approx(100 * np.mean(best))
+    assert 95 < found.metrics["METEOR-stem"] < 100 and found.metrics["CIDEr"] > 700 and found.notes == ()
+    shuffled = {video: results[other] for video, other in zip(results, list(results)[1:] + list(results)[:1])}
+    wrong = dense(tmp_path, annotations, shuffled).metrics
+    assert all(value < 0.15 * found.metrics[name] for name, value in wrong.items())
+
+
+def test_events_are_paired_in_order_of_time(tmp_path):
+    annotations = {"v": annotated((0, 10, "cut it"), (10, 20, "fold it"), (50, 60, "glue it"))}
+    same = meteor_stem(["cut", "it"], ["cut", "it"])
+    found = dense(tmp_path, annotations, {"v": said((10, 20, "fold it"), (0, 5, "cut it"))})
+    assert found.metrics["SODA_c"] == pytest.approx(100 * 2 * (same + same / 2) / 5)
+    crossed = dense(tmp_path, annotations, {"v": said((0, 20, "fold it"), (1, 21, "cut it"))})
+    values = [[0.5 * meteor_stem(["fold", "it"], [w, "it"]) for w in ("cut", "fold")],
+              [9 / 21 * same, 10 / 21 * meteor_stem(["cut", "it"], ["fold", "it"])]]  # fmt: skip
+    best = max(values[0][0] + values[1][1], values[0][1], values[1][0])
+    assert crossed.metrics["SODA_c"] == pytest.approx(100 * 2 * best / 5)
+
+
+def test_captions_are_compared_where_events_overlap_enough(tmp_path):
+    # IoU 0.6 with the first: compared at 0.3 and 0.5; nothing at 0.7 and 0.9. The second overlaps none.
+    annotations = {"v": annotated((0, 10, "cut it")), "w": annotated((0, 10, "cut it"))}
+    found = dense(tmp_path, annotations, {"v": said((0, 6, "cut it"), (20, 30, "cut it"))})
+    same = meteor_stem(["cut", "it"], ["cut", "it"])
+    assert found.metrics["METEOR-stem"] == pytest.approx(100 * (same / 2) * (2 / 4) / 2)  # of two videos
+    assert found.metrics["CIDEr"] == pytest.approx(100 * (10 * 2 / 4 / 2) * (2 / 4) / 2)  # of n-grams, only 1 and 2
+    assert found.metrics["SODA_c"] == pytest.approx(100 * 2 * 0.6 * same / (3 + 1))
+    assert found.notes == ("1 videos without predicted events: w",)
+
+
+def test_videos_that_are_not_annotated_are_told_of(tmp_path):
+    found = dense(tmp_path, {"v": annotated((0, 1, "x"))}, {"w": []})
+    assert found.notes == ("1 videos left out: the annotations lack them: w", "1 videos without predicted events: v")
+    assert found.metrics == {"SODA_c": 0, "CIDEr": 0, "METEOR-stem": 0}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "results", "text"),
+    [
+        ([], {}, r"a.json: expected an object, found \[\]"),
+        (
+            {"v": {"timestamps": [[0, 1]], "sentences": []}},
+            {},
+            "a.json, v: expected a sentence a timestamp, found 0 for 1",
+        ),
+        ({"v": annotated((0, "1", "x"))}, {}, "a.json, v: expected a number, found '1'"),
+        ({}, {"v": {}}, "p.json: expected a list under 'v', found {}"),
+        ({}, {"v": [{"timestamp": [0, 1]}]}, "p.json, v: expected text under 'sentence', found None"),
+        ({}, {"v": said((0, 1, "x " * 201))}, "p.json, v: expected at most 200 words a sentence, found 201"),
+        ({}, None, "p.json, 'results': expected an object, found None"),
+    ],
+)
+def test_captions_that_do_not_fit_are_one_line(tmp_path, annotations, results, text):
+    with pytest.raises(DialogueError, match=text):
+        dense(tmp_path, annotations, results)

@@ -221,9 +221,8 @@ def chart(report: Report, path: pathlib.Path) -> None:
         rows, values = np.arange(len(names)), np.array([report.metrics[name] or 0.0 for name in names])
         colors = ["#1f4e79" if name in report.means or name == "total" else "#7fa8d1" for name in names]
         axes.barh(rows, values, color=colors, height=0.72)
-        reach = (
-            100.0 if unit == "%" else max([*values, *(ends[1] for n in names if (ends := report.intervals[n]))]) or 1
-        )
+        tops = [ends[1] for name in names if (ends := report.intervals[name])]
+        reach = max([*values, *tops, 100.0 if unit == "%" else 0.0]) or 1.0
         for row, name, value in zip(rows, names, values):
             ends = report.intervals[name]
             if ends is not None:
