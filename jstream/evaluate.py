@@ -5,7 +5,7 @@
 
 The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals); of the world also
 `predictions.jsonl` (what was said, one line a dialogue), of the others `scores.png`, a chart. Predictions are scored
-without a model, and without JAX. The files that each benchmark takes stand at the top of `jstream/evals/BENCHMARK.py`.
+without a model; docs/evaluation.md lists the benchmarks, and what each takes stands in `jstream/evals/BENCHMARK.py`.
 """
 
 import contextlib
@@ -74,6 +74,7 @@ def score_predictions(scorer: ModuleType) -> None:
     for name in given.keys() - inspect.signature(scorer.score).parameters:
         raise ConfigError(f"{name}: expected no such flag for {_BENCHMARK.value}, found {given[name]!r}")
     found = scorer.score(pathlib.Path(_ANNOTATIONS.value), predictions, **given)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names come from files
     report.write(found, out, {"annotations": _ANNOTATIONS.value, "predictions": _PREDICTIONS.value})
     print(report.table(found), *found.notes, f"done: {out}", sep="\n")
 

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+from jstream import evaluate as evaluate_command
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
 from jstream.evals import ovo_bench, records, report
@@ -77,7 +79,7 @@ def test_variants_give_the_other_numbers_in_use(ovo, expected, model):
 
 def test_questions_published_under_one_id_are_told_apart(ovo):
     """Gemini's files give five pairs of questions one id each; the official scorer never looks at ids."""
-    assert ovo("Gemini").notes == ("35 records or probes without a reply: 725, 809, 810, …",)
+    assert ovo("Gemini").notes == ("records or probes without a reply: 35 (725, 809, 810, …)",)
 
 
 # -------------------------------------------------------------------------------------------- OVO-Bench, worked by hand
@@ -130,8 +132,8 @@ def test_what_is_missing_is_wrong_or_by_a_variant_left_out(tmp_path):
     count = {"id": 2, "task": "REC", "test_info": [{"response": "12"}]}
     found = scored(tmp_path, [CHOICE, other, COUNT], choice("B"), count)
     assert found.cases["EPM"] == (1, 2) and found.cases["REC"] == (1, 2)
-    assert "1 questions without a record: 4" in found.notes
-    assert "1 records with another number of probes than the annotations: 2" in found.notes
+    assert "questions without a record: 1 (4)" in found.notes
+    assert "records with another number of probes than the annotations: 1 (2)" in found.notes
     found = scored(tmp_path, [CHOICE, other, COUNT], choice("B"), count, variants=["skip_missing"])
     assert found.cases["EPM"] == (1, 1) and found.cases["REC"] == (1, 1)
     assert found.metrics["HLD"] is found.metrics["backward"] is found.metrics["total"] is None  # nothing was answered
@@ -142,8 +144,8 @@ def test_unknown_and_repeated_records_are_told_of_and_change_nothing(tmp_path):
     found = scored(tmp_path, [CHOICE], *other)
     assert found.cases["EPM"] == (1, 1)
     assert found.notes == (
-        "2 records left out: the annotations have no such id with that task: 77 (EPM), 1 (XYZ)",
-        "1 records left out: not the first of their question: 1",
+        "records left out, as the annotations have no such id with that task: 2 (77 (EPM), 1 (XYZ))",
+        "records left out, as not the first of their question: 1 (1)",
     )
 
 
@@ -159,7 +161,7 @@ def test_one_id_for_two_questions_of_the_same_words_serves_both(tmp_path):
 def test_the_annotations_say_what_is_right(tmp_path):
     found = scored(tmp_path, [CHOICE], choice("A", ground_truth="A"))
     assert found.cases["EPM"] == (0, 1)
-    assert found.notes == ("1 records that say another answer is right than the annotations: 1",)
+    assert found.notes == ("records that say another answer is right than the annotations: 1 (1)",)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +240,16 @@ def test_a_report_says_all_that_a_number_depends_on(tmp_path, ovo):
         assert low < content["metrics"][name] < high
     text = (tmp_path / "out/report.md").read_text()
     assert report.table(found) in text and all(rule in text for rule in found.rules.values())
-    assert "| 174 / 297 " in text and "35 records or probes without a reply" in text
+    assert "| 174 / 297 " in text and found.notes[0] in text
     assert (tmp_path / "out/scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_from_files_are_drawn_as_they_are(tmp_path):
+    names = ["a $b", "$x_$", "ü\n|", "\ud800"]
+    report.write(report.make_report("test", {name: [(1, 2)] for name in names}, {}), tmp_path)
+    assert list(json.loads((tmp_path / "report.json").read_text())["metrics"])[:2] == names[:2]
+    with pytest.raises(DialogueError, match="expected at most 200 tasks, found 201"):
+        report.make_report("test", {str(i): [(1, 2)] for i in range(201)}, {})
 
 
 def test_a_report_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -268,6 +278,13 @@ def test_lines_are_named_by_their_number_and_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_FILE", 2**20)
     with pytest.raises(DialogueError, match="expected at most 1 MiB, found 2"):
         records.read_json(write(path, " " * 2**21))
+
+
+def test_a_number_is_finite_and_no_truth_value():
+    assert records.number(-3, "here") == -3.0
+    for value in (float("nan"), float("inf"), -(10**400), True, "1", None, [1]):
+        with pytest.raises(DialogueError, match="here: expected a number, found"):
+            records.number(value, "here")
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -299,3 +316,10 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         assert done.returncode == code and said in done.stderr, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_every_benchmark_and_variant_is_in_the_documentation():
+    text = (PACKAGE.parent / "docs/evaluation.md").read_text(encoding="utf-8")
+    for name, scorer in evaluate_command.SCORERS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert set(re.findall("`([a-z_]+)`", row.rpartition(" | ")[2])) >= set(scorer.VARIANTS), name

@@ -91,9 +91,9 @@ def test_a_query_without_a_record_scores_nothing_and_is_told_of(tmp_path):
     found = qv(tmp_path, [QUERY, QUERY | {"qid": 2}], record, record, record | {"qid": 3})
     assert found.cases["R1@0.5"] == (1, 2)
     assert found.notes == (
-        "1 records left out: the annotations lack their id: 3",
-        "1 records left out: not the first with their id: 1",
-        "1 questions without a record: 2",
+        "records left out, as the annotations lack their id: 1 (3)",
+        "records left out, as not the first with their id: 1 (1)",
+        "questions without a record: 1 (2)",
     )
 
 
@@ -146,7 +146,10 @@ def test_a_sentence_without_a_span_has_no_overlap(tmp_path):
     text = "A 0 4##One.\n\nB 0 4##Two ## three.\nC 4 4##Empty.\n"
     found = charades(tmp_path, text, {"id": 1, "span": [1, 4]}, {"id": 3, "span": None}, {"id": 2, "span": [0, 4]})
     assert found.cases == {"R1@0.3": (1, 3), "R1@0.5": (1, 3), "R1@0.7": (1, 3), "mIoU": (0.75, 3)}
-    assert found.notes == ("1 records left out: the annotations lack their id: 2", "1 questions without a record: 4")
+    assert found.notes == (
+        "records left out, as the annotations lack their id: 1 (2)",
+        "questions without a record: 1 (4)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_missing_reply_is_wrong_or_left_out(answered):
     some = lambda i, question: [question["answer"], "", None, ...][i % 4]
     found = answered("omni", some)
     assert found.cases["total"] == (375, 1500)
-    assert found.notes[-1].startswith("1125 questions without a reply: sample_")
+    assert found.notes[-1].startswith("questions without a reply: 1125 (sample_")
     assert answered("omni", some, variants=["skip_missing"]).cases["total"] == (375, 375)
 
 
@@ -111,7 +111,7 @@ def test_a_reply_to_an_unknown_question_is_told_of(tmp_path):
 
     found = streaming(tmp_path, change)
     assert found.cases["total"] == (1, 1)
-    assert found.notes == ("1 replies left out: the annotations lack their question: a.mp4 at 0:01:02",)
+    assert found.notes == ("replies left out, as the annotations lack their question: 1 (a.mp4 at 0:01:02)",)
 
 
 def test_of_several_models_one_has_to_be_named(tmp_path):
@@ -229,7 +229,7 @@ def test_grounding_is_the_mean_iou(tmp_path):
     found = streamo_of(tmp_path, references, predictions)
     assert found.metrics["forward_grounding mIoU"] == pytest.approx(100 * (2 / 6) / 3)
     assert found.metrics["backward_grounding mIoU"] == 100
-    assert found.notes == ("1 questions without a record: 2",)
+    assert found.notes == ("questions without a record: 1 (2)",)
 
 
 @pytest.mark.parametrize(

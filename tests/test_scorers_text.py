@@ -96,7 +96,7 @@ def test_a_reply_is_taken_as_the_nearest_category(tmp_path, name, response, righ
 def test_steps_to_come_are_counted_in_order_and_missing_ones_are_wrong(tmp_path):
     record = {"id": "proc/v/0", "response": "1. Glue.\n2. Glue."}
     found = coin_of(tmp_path, KITCHEN, record)
-    assert found.cases["proc"] == (1, 3) and found.notes == ("1 questions without a record: proc/v/1",)
+    assert found.cases["proc"] == (1, 3) and found.notes == ("questions without a record: 1 (proc/v/1)",)
     assert found.metrics["step"] is found.metrics["proc+"] is None  # nothing was answered
     record["response"] = "Fold it"
     assert coin_of(tmp_path, KITCHEN, record).cases["proc"] == (1, 3)
@@ -143,7 +143,7 @@ def test_texts_that_do_not_fit_are_one_line(tmp_path, content, prediction, said)
 
 def test_unknown_questions_are_told_of(tmp_path):
     found = coin_of(tmp_path, KITCHEN, {"id": "step/v/9", "response": ""}, {"id": "what", "response": ""})
-    assert found.notes[0] == "2 records left out: the annotations lack their id: step/v/9, what"
+    assert found.notes[0] == "records left out, as the annotations lack their id: 2 (step/v/9, what)"
 
 
 # --------------------------------------------------------------------------------------------- what captions have alike
@@ -251,12 +251,15 @@ def test_captions_are_compared_where_events_overlap_enough(tmp_path):
     assert found.metrics["METEOR-stem"] == pytest.approx(100 * (same / 2) * (2 / 4) / 2)  # of two videos
     assert found.metrics["CIDEr"] == pytest.approx(100 * (10 * 2 / 4 / 2) * (2 / 4) / 2)  # of n-grams, only 1 and 2
     assert found.metrics["SODA_c"] == pytest.approx(100 * 2 * 0.6 * same / (3 + 1))
-    assert found.notes == ("1 videos without predicted events: w",)
+    assert found.notes == ("videos without predicted events: 1 (w)",)
 
 
 def test_videos_that_are_not_annotated_are_told_of(tmp_path):
     found = dense(tmp_path, {"v": annotated((0, 1, "x"))}, {"w": []})
-    assert found.notes == ("1 videos left out: the annotations lack them: w", "1 videos without predicted events: v")
+    assert found.notes == (
+        "videos left out, as the annotations lack them: 1 (w)",
+        "videos without predicted events: 1 (v)",
+    )
     assert found.metrics == {"SODA_c": 0, "CIDEr": 0, "METEOR-stem": 0}
 
 

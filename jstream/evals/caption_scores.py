@@ -2,8 +2,8 @@
 
 Both are this project's own: the reference METEOR needs Java and tables of synonyms and paraphrases, and no light
 package has either. CIDEr agrees with pycocoevalcap's on the same words. METEOR is that of 2005, without synonyms
-(Banerjee and Lavie, "METEOR: An automatic metric for MT evaluation"); papers report version 1.5, which has other weights
-and matches more, so this one carries its own name, METEOR-stem, and is not to be compared with theirs.
+(Banerjee and Lavie, "METEOR: An automatic metric for MT evaluation"). Papers report version 1.5, which has other
+weights and matches more, so this one carries its own name, METEOR-stem, and is not to be compared with theirs.
 """
 
 import collections

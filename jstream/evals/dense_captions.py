@@ -78,7 +78,7 @@ def score(annotations: pathlib.Path, predictions: pathlib.Path, variants: Collec
             meteor_of.append(sum(values) / len(values))
         parts["CIDEr"].append((sum(cider_of) / len(THRESHOLDS), 1))
         parts["METEOR-stem"].append((sum(meteor_of) / len(THRESHOLDS), 1))
-    notes = note("videos left out: the annotations lack them", [video for video in predicted if video not in videos])
+    notes = note("videos left out, as the annotations lack them", [video for video in predicted if video not in videos])
     notes += note("videos without predicted events", [video for video in videos if not predicted.get(video)])
     return make_report("Dense captions", parts, rules, notes)
 

@@ -3,7 +3,8 @@
 They are about a model that is given a whole dialogue as it should be (teacher forcing), so they tell of single
 decisions, not of a model that lives with its own. Any model can be measured: what is needed of it stands in
 `ReplyTurn`, and it is run once more only where it stayed silent to the end of a turn. The rules are those of
-`stream_evaluate` in showlab/videollm-online (`models/modeling_live.py`).
+`stream_evaluate` in showlab/videollm-online (`models/modeling_live.py`), but for its frames: after a turn of which
+nothing is learned it runs a silent model on over earlier ones.
 """
 
 import dataclasses

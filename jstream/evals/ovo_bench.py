@@ -80,8 +80,8 @@ def score(annotations: pathlib.Path, predictions: pathlib.Path, variants: Collec
         parts[question["task"]].append((sum(right), len(right)))
     answered = {questions[name]["task"] for name in found}
     parts = {task: of if task in answered else [] for task, of in parts.items()}
-    notes = note("records left out: the annotations have no such id with that task", unknown)
-    notes += note("records left out: not the first of their question", [record["id"] for record in repeated])
+    notes = note("records left out, as the annotations have no such id with that task", unknown)
+    notes += note("records left out, as not the first of their question", [record["id"] for record in repeated])
     for what, which in faults.items():
         notes += note(what, which)
     top = TASKS if "twelve_tasks" in variants else tuple(CATEGORIES)[: 2 if "letters" in variants else 3]

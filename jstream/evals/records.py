@@ -5,8 +5,8 @@ A record that reads well but fits no question is left out and told of in the rep
 """
 
 import json
-import math
 import pathlib
+import sys
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
@@ -112,7 +112,7 @@ def text_of(record: Mapping[str, Any], key: str, where: str) -> str:
 
 def number(value: Any, where: str) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise DialogueError(f"{where}: expected a number, found {value!r:.80}")
     return float(value)
 
@@ -180,14 +180,14 @@ def join(
             found[name] = where, record
     missing = [name for name in known if name not in found]
     return found, [
-        *note("records left out: the annotations lack their id", unknown),
-        *note("records left out: not the first with their id", repeated),
+        *note("records left out, as the annotations lack their id", unknown),
+        *note("records left out, as not the first with their id", repeated),
         *note("questions without a record", missing),
     ]
 
 
 def note(what: str, which: Iterable[Any]) -> list[str]:
-    """[`2 records left out …: 7, 9`], or nothing where there are none."""
+    """[`records left out …: 2 (7, 9)`], or nothing where there are none."""
     which = list(which)
     shown = ", ".join(f"{item!s:.60}" for item in which[:_SHOWN])
-    return [f"{len(which)} {what}: {shown}{', …' if len(which) > _SHOWN else ''}"] if which else []
+    return [f"{what}: {len(which)} ({shown}{', …' if len(which) > _SHOWN else ''})"] if which else []

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from jstream.config import ConfigError
+from jstream.data.dialogue import DialogueError
 from jstream.evals.metrics import RESAMPLES
 
 FILES = ("report.json", "report.md", "scores.png")
 Part = tuple[float, float]  # of one question: (numerator, denominator); a metric is the ratio of their sums
+MAX_METRICS = 200
 _BLOCK = 2**22  # draws of the bootstrap held at a time
 
 
@@ -93,8 +95,13 @@ def make_report(
         means: for further metrics, the metrics they are the plain mean of. The first of them comes first in the report,
             each of the others before what it is made of.
         units: of metrics that are no percentage.
+
+    Raises:
+        DialogueError: for more metrics than can be drawn.
     """
     means, units = dict(means or {}), dict(units or {})
+    if len(parts) > MAX_METRICS:
+        raise DialogueError(f"{benchmark}: expected at most {MAX_METRICS} tasks, found {len(parts)}")
     draws = {name: _draws(np.asarray(p, float).reshape(-1, 2), seed) for seed, (name, p) in enumerate(parts.items())}
     sums = {name: np.asarray(p, float).reshape(-1, 2).sum(axis=0) for name, p in parts.items()}
     values = {name: a / b if b else np.nan for name, (a, b) in sums.items()}
@@ -230,7 +237,8 @@ def chart(report: Report, path: pathlib.Path) -> None:
             end = value if ends is None else max(value, ends[1])
             text = "–" if report.metrics[name] is None else f"{value:.1f}" if unit == "%" else f"{value:.2f}"
             axes.text(end + 0.01 * reach, row, text, va="center", fontsize=9)
-        axes.set_yticks(rows, names, fontsize=9)
+        labels = [name.encode(errors="backslashreplace").decode() for name in names]  # they may come from files
+        axes.set_yticks(rows, labels, fontsize=9, parse_math=False)
         axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.set_xlim(0, 1.09 * reach)
         axes.set_xlabel(unit or "no unit")

@@ -81,7 +81,7 @@ def score(
             if not on_cue:
                 parts.setdefault(text_of(question, "task_type", where), []).append((right, 1))
     notes = note(
-        "replies left out: the annotations lack their question",
+        "replies left out, as the annotations lack their question",
         [" at ".join(k[:2]) for k in records.keys() - questions],
     )
     for what, which in faults.items():
