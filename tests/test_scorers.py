@@ -139,6 +139,17 @@ def test_what_is_missing_is_wrong_or_by_a_variant_left_out(tmp_path):
     assert found.metrics["HLD"] is found.metrics["backward"] is found.metrics["total"] is None  # nothing was answered
 
 
+def test_probes_are_taken_in_order_and_other_times_are_told_of(tmp_path):
+    count = {
+        "id": 2,
+        "task": "REC",
+        "test_info": [{"realtime": 3, "response": "12"}, {"realtime": 6, "response": "13"}],
+    }
+    found = scored(tmp_path, [COUNT], count)
+    assert found.cases["REC"] == (2, 2)
+    assert found.notes == ("probes at another time than in the annotations, taken by their order: 1 (2)",)
+
+
 def test_unknown_and_repeated_records_are_told_of_and_change_nothing(tmp_path):
     other = [choice("B"), choice("A"), choice("B", 77), {"id": 1, "task": "XYZ", "response": "B"}]
     found = scored(tmp_path, [CHOICE], *other)

@@ -123,7 +123,7 @@ def test_the_report_has_seconds_and_means_over_dialogues():
     assert found.metrics == {"LM-PPL": 3, "TimeDiff": 1, "Fluency": 50, "LM-Correctness": 50}
     assert found.cases["Fluency"] == (0.5, 1) and found.intervals["TimeDiff"] == (0.5, 1.5)
     assert "0.725" in found.rules["decision"] and "2 frames a second" in found.rules["TimeDiff"]
-    assert "1.00 s" in report.table(found)
+    assert "1.00 s" in report.table(found) and "resample dialogues" in report.markdown(found)
 
 
 def test_arrays_of_different_lengths_are_no_turn():

@@ -37,7 +37,9 @@ _RULES = {
     "no reply": "A question or step without a reply is wrong.",
 }
 VARIANTS = {
-    "skip_missing": {"no reply": "A question or step without a reply leaves the denominators (as released)."},
+    "skip_missing": {
+        "no reply": "A question or step without a reply leaves the denominators (as released, of proc and proc+)."
+    },
 }
 
 

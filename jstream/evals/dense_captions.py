@@ -80,7 +80,7 @@ def score(annotations: pathlib.Path, predictions: pathlib.Path, variants: Collec
         parts["METEOR-stem"].append((sum(meteor_of) / len(THRESHOLDS), 1))
     notes = note("videos left out, as the annotations lack them", [video for video in predicted if video not in videos])
     notes += note("videos without predicted events", [video for video in videos if not predicted.get(video)])
-    return make_report("Dense captions", parts, rules, notes)
+    return make_report("Dense captions", parts, rules, notes, drawn="videos")
 
 
 def best_in_order(values: list[list[float]]) -> float:

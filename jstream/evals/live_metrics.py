@@ -147,4 +147,4 @@ def report_of(dialogues: Sequence[Measured], fps: float, threshold: float = 0.0)
     }
     parts: dict[str, list[Part]] = {k: [(v, 1) for v in column if v is not None] for k, column in columns.items()}
     rules = {what: rule.format(fps=fps, threshold=threshold) for what, rule in RULES.items()}
-    return make_report("Streaming metrics of VideoLLM-online", parts, rules, units=_UNITS)
+    return make_report("Streaming metrics of VideoLLM-online", parts, rules, units=_UNITS, drawn="dialogues")

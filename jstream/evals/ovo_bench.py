@@ -174,6 +174,8 @@ def _judge(
         if reply is None and "skip_missing" in variants:
             continue
         text = reply_of(reply.get("response"), name, faults) if isinstance(reply, dict) else None
+        if isinstance(reply, dict) and reply.get("realtime") not in (None, probe.get("realtime")):
+            faults["probes at another time than in the annotations, taken by their order"].append(name)
         right.append(text is not None and _is_right(question["task"], probe, text, "letters" in variants))
     return right
 

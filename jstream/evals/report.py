@@ -6,7 +6,6 @@ did not fit, and how far chance alone would move it.
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,12 +30,13 @@ class Report:
     Attributes:
         benchmark: its name.
         metrics: by name, in percent where `units` does not say otherwise; None without cases.
-        intervals: of the metrics: the ends of the 95 % bootstrap interval over questions.
+        intervals: of the metrics: the ends of the 95 % bootstrap interval.
         cases: of the metrics: numerator and denominator; none for a mean of others.
         rules: the rules in force: what each is about, and one sentence.
         notes: what in the predictions did not fit, one line each.
         means: of which metrics a metric is the mean.
         units: of metrics that are not in percent.
+        drawn: what the bootstrap draws.
     """
 
     benchmark: str
@@ -47,6 +47,7 @@ class Report:
     notes: tuple[str, ...] = ()
     means: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     units: dict[str, str] = dataclasses.field(default_factory=dict)
+    drawn: str = "questions"
 
     def to_json(self) -> dict[str, Any]:
         """What `report.json` holds."""
@@ -58,6 +59,7 @@ class Report:
             "counts": counts,
             "units": units,
             "means": self.means,
+            "drawn": self.drawn,
             "rules": self.rules,
             "notes": self.notes,
         }
@@ -87,11 +89,12 @@ def make_report(
     notes: Sequence[str] = (),
     means: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    drawn: str = "questions",
 ) -> Report:
     """Computes metrics and their intervals.
 
     Args:
-        parts: for each metric, one part a question; the question is what the bootstrap draws.
+        parts: for each metric, one part a question, or what else is `drawn`.
         means: for further metrics, the metrics they are the plain mean of. The first of them comes first in the report,
             each of the others before what it is made of.
         units: of metrics that are no percentage.
@@ -110,8 +113,10 @@ def make_report(
         values[name] = np.mean([values[of] for of in means[name]])
 
     metrics, intervals = {}, {}
-    groups = [[name, *of] for name, of in means.items()]
-    for name in dict.fromkeys([*itertools.chain(*(group[:1] for group in groups[:1]), *groups[1:]), *parts]):
+    order = list(means)[:1]
+    for name in list(means)[1:]:
+        order += [name, *means[name]]
+    for name in dict.fromkeys([*order, *parts]):
         scale = 1 if name in units else 100
         defined = bool(np.isfinite(values[name]))
         metrics[name] = round(scale * float(values[name]), 6) if defined else None
@@ -119,7 +124,7 @@ def make_report(
         intervals[name] = None if ends is None else (round(float(ends[0]), 6), round(float(ends[1]), 6))
     cases = {name: (float(a), float(b)) for name, (a, b) in sums.items()}
     of = {name: tuple(names) for name, names in means.items()}
-    return Report(benchmark, metrics, intervals, cases, dict(rules), tuple(notes), of, units)
+    return Report(benchmark, metrics, intervals, cases, dict(rules), tuple(notes), of, units, drawn)
 
 
 def _draws(parts: np.ndarray, seed: int) -> np.ndarray:
@@ -199,8 +204,8 @@ def markdown(report: Report, inputs: Mapping[str, str] | None = None) -> str:
     """A report to read: the table, the rules in force, and what did not fit."""
     about = "\n".join(f"- {what}: {which}" for what, which in (inputs or {}).items())
     rules = [f"- {what}: {rule}" for what, rule in report.rules.items()]
-    notes = [f"- {line}" for line in report.notes] or ["- nothing: each question has one record, and each record one"]
-    cases = "Cases: right / all, or what a mean is over. The intervals resample questions."
+    notes = [f"- {line}" for line in report.notes] or ["- nothing"]
+    cases = f"Cases: right / all, or what a mean is over. The intervals resample {report.drawn}."
     parts = [
         f"# {report.benchmark}",
         *filter(None, [about]),
@@ -226,7 +231,7 @@ def chart(report: Report, path: pathlib.Path) -> None:
         figure.subplots(len(panels), squeeze=False, height_ratios=ratios)[:, 0], panels, units
     ):
         rows, values = np.arange(len(names)), np.array([report.metrics[name] or 0.0 for name in names])
-        colors = ["#1f4e79" if name in report.means or name == "total" else "#7fa8d1" for name in names]
+        colors = ["#4a7fb5" if name in report.means or name == "total" else "#a9c6e3" for name in names]
         axes.barh(rows, values, color=colors, height=0.72)
         tops = [ends[1] for name in names if (ends := report.intervals[name])]
         reach = max([*values, *tops, 100.0 if unit == "%" else 0.0]) or 1.0
@@ -241,7 +246,7 @@ def chart(report: Report, path: pathlib.Path) -> None:
         axes.set_yticks(rows, labels, fontsize=9, parse_math=False)
         axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.set_xlim(0, 1.09 * reach)
-        axes.set_xlabel(unit or "no unit")
+        axes.set_xlabel(unit)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
