@@ -6,21 +6,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jstream.config import ConfigError, TrainConfig, from_dict
-from jstream.data.dialogue import DialogueError
-from jstream.data.video import VideoError
-from jstream.models.cache import CacheFullError
-from jstream.protocols.tokenizer import TokenizerError
-from jstream.training.loop import Stopped, TrainingError
-from jstream.weights.checkpoint import CheckpointError
-
-EXPECTED = (
-    ConfigError, DialogueError, VideoError, TokenizerError, CheckpointError, CacheFullError, TrainingError, OSError,
-)  # fmt: skip
+from jstream.config import TrainConfig, from_dict
+from jstream.errors import Stopped, UserError
 
 _STOPPED = 143  # as a shell says that SIGTERM ended it
 
@@ -61,25 +51,23 @@ def run(main: Callable[[], Any]) -> None:
     def guarded(_: list[str]) -> None:
         try:
             main()
-        except EXPECTED as error:
+        except (UserError, OSError) as error:
             if os.environ.get("JSTREAM_TRACEBACK"):
                 raise
             if isinstance(error, OSError) and error.filename is not None:
                 fail(f"{error.filename}: {error.strerror}")
             fail(str(error))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("JSTREAM_TRACEBACK"):
-                raise
-            fail(
-                "the device is out of memory; take a smaller --capacity, several devices (--tensor=4) or weights in "
-                f"int8 (jstream.convert --int8): {str(error).splitlines()[0][:200]}"
-            )
         except Stopped as stopped:  # not an end: whoever started the run should see that it has to be started again
             fail(str(stopped), code=_STOPPED)
         except KeyboardInterrupt:
             fail("interrupted", code=130)
-        except BaseException:  # an error of ours, with its traceback
-            if jax.distributed.is_initialized():
+        except BaseException as error:
+            if "RESOURCE_EXHAUSTED" in str(error) and not os.environ.get("JSTREAM_TRACEBACK"):
+                fail(
+                    "the device is out of memory; take a smaller --capacity, several devices (--tensor=4) or weights "
+                    f"in int8 (jstream.convert --int8): {str(error).splitlines()[0][:200]}"
+                )
+            if _is_one_of_several():  # an error of ours, with its traceback
                 traceback.print_exc()
                 _leave(1)
             raise
@@ -95,6 +83,11 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """Ends the process; one of several that fails ends at once, as it would wait for the others, and they for it."""
-    if jax.distributed.is_initialized() and code not in (0, _STOPPED):
+    if _is_one_of_several() and code not in (0, _STOPPED):
         os._exit(code)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")  # a command that has no use for it does not wait for it
+    return jax is not None and jax.distributed.is_initialized()

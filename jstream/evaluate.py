@@ -8,17 +8,15 @@ The folder gets `report.json` and `report.md` (metrics with their rules and 95 %
 without a model; docs/evaluation.md lists the benchmarks, and what each takes stands in `jstream/evals/BENCHMARK.py`.
 """
 
-import contextlib
 import inspect
 import pathlib
 import sys
 from types import ModuleType
-from typing import NoReturn
 
-from absl import app, flags
+from absl import flags
 
+from jstream import command
 from jstream.config import ConfigError
-from jstream.data.dialogue import DialogueError
 from jstream.evals import (
     charades_sta,
     coin,
@@ -80,13 +78,10 @@ def score_predictions(scorer: ModuleType) -> None:
 
 
 def play_world() -> None:
-    from jstream import command  # with JAX and the models
-    from jstream.evals import world
+    from jstream.evals import world  # with JAX and the models
     from jstream.streaming.session import Session
     from jstream.weights.published import load_of_config
 
-    if _BENCHMARK.value not in BENCHMARKS:
-        raise ConfigError(f"benchmark: expected --benchmark={'|'.join(BENCHMARKS)}, found {_BENCHMARK.value!r}")
     if _SEED.value is None or not _OUT.value:
         raise ConfigError("expected --seed=NUMBER and --out=FOLDER, e.g. --seed=7 --out=runs/evaluation")
     samples = world.make_samples(_SEED.value, _NUM_VIDEOS.value, _TASK.value or world.TASKS)
@@ -110,45 +105,13 @@ def play_world() -> None:
 
 
 def main() -> None:
-    with contextlib.suppress(flags.Error):  # whoever parses them again tells of it
-        flags.FLAGS(sys.argv, known_only=True)
-    scorer = SCORERS.get(flags.FLAGS["benchmark"].value or "")
-    flags.FLAGS.unparse_flags()
-    if scorer is not None:
-        run_scorer(scorer)
+    if _BENCHMARK.value not in BENCHMARKS:
+        raise ConfigError(f"benchmark: expected --benchmark={'|'.join(BENCHMARKS)}, found {_BENCHMARK.value!r}")
+    if _BENCHMARK.value == "world":
+        play_world()
     else:
-        from jstream import command
-
-        command.run(play_world)
-
-
-def run_scorer(scorer: ModuleType) -> None:
-    """What `command.run` does for commands with a model, and with JAX."""
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            _fail(str(error), 2)
-        return rest if len(rest) == 1 else _fail(f"expected flags only, found {rest[1]!r}", 2)
-
-    def guarded(_: list[str]) -> None:
-        try:
-            score_predictions(scorer)
-        except (ConfigError, DialogueError) as error:
-            _fail(str(error), 1)
-        except OSError as error:
-            _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}", 1)
-        except KeyboardInterrupt:
-            _fail("interrupted", 130)
-
-    app.run(guarded, flags_parser=parse)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+        score_predictions(SCORERS[_BENCHMARK.value])
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -21,6 +21,7 @@ COMMANDS = {
 # A room is a file or a folder directly in jstream/; beside it the rooms it may import. Commands may import every room,
 # and nothing imports a command. `__init__` is the public face, which is what `import jstream` reaches.
 MAY_IMPORT = {
+    "errors": set(),
     "config": set(),
     "accelerators": set(),
     "sharding": {"config"},
@@ -49,6 +50,8 @@ MAY_IMPORT = {
     "assets": set(),
     "__init__": {"config", "data", "model", "models", "sharding", "streaming", "weights"},
 }
+for rooms in MAY_IMPORT.values():
+    rooms.add("errors")
 MAY_IMPORT["command"] = set(MAY_IMPORT)  # what commands share, for them alone
 MAY_IMPORT |= {name: set(MAY_IMPORT) for name in COMMANDS}
 

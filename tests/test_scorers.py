@@ -14,16 +14,14 @@ from jstream.data.dialogue import DialogueError
 from jstream.evals import ovo_bench, records, report
 
 PACKAGE = pathlib.Path(records.__file__).parent.parent
-# The package without what `import jstream` brings: a module of that name, with a path to find the others.
 WITHOUT_JAX = (
-    "import runpy, sys, types; sys.modules['jax'] = sys.modules['flax'] = None; package = types.ModuleType('jstream'); "
-    "package.__path__ = [sys.argv.pop(1)]; sys.modules['jstream'] = package; "
+    "import runpy, sys; sys.modules['jax'] = sys.modules['flax'] = None; "
     "runpy.run_module('jstream.evaluate', run_name='__main__', alter_sys=True)"
 )
 
 
 def evaluate(*arguments):
-    command = [sys.executable, "-c", WITHOUT_JAX, str(PACKAGE), *map(str, arguments)]
+    command = [sys.executable, "-c", WITHOUT_JAX, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

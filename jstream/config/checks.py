@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+from jstream.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one line."""
 
 

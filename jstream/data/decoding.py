@@ -27,6 +27,8 @@ from av.error import ExitError, FFmpegError
 from av.stream import Discard, Disposition
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from jstream.errors import UserError
+
 MAX_GAP = 3600  # seconds; a longer pause is a corrupt timestamp, and would repeat one picture for every tick in it
 MAX_STEP_BACK = 10  # seconds; FFmpeg's own threshold (dts_delta_threshold) for a stream that has restarted
 FALLBACK_RATE = 25  # frames a second, FFmpeg's choice for streams that state no rate
@@ -67,7 +69,7 @@ RGB_FLAGS = int(
 TimedFrame = tuple[Fraction, av.VideoFrame]  # seconds from the first pts
 
 
-class VideoError(Exception):
+class VideoError(UserError):
     """A source that cannot be opened or read on; one line: what was expected, what was found, what to do.
 
     Attributes:

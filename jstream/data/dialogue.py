@@ -15,8 +15,10 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jstream.errors import UserError
 
-class DialogueError(ValueError):
+
+class DialogueError(UserError, ValueError):
     """A record that cannot be read as a dialogue; the message is one line."""
 
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from jstream.config import DecoderConfig
+from jstream.errors import UserError
 from jstream.models import rope
 
 EMPTY = -1
 LIVE = -1  # for `View.reads`
 
 
-class CacheFullError(RuntimeError):
+class CacheFullError(UserError, RuntimeError):
     """The stream has outgrown its cache; nothing was overwritten."""
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 
+from jstream.errors import UserError
+
 _MAX_TEMPLATES = 4096
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError, ValueError):
     """A tokenizer that cannot be used; the message is one line."""
 
 

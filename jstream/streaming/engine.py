@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from jstream.config import ConfigError
 from jstream.data.video import Frame
+from jstream.errors import UserError
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.streaming.batch import Batch, default_ahead
@@ -29,7 +30,7 @@ from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wi
 LOOKS = 4  # frames of a stream that are embedded ahead of their turn
 
 
-class EngineFullError(RuntimeError):
+class EngineFullError(UserError, RuntimeError):
     """All places are taken; the message is one line."""
 
 

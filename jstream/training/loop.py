@@ -22,6 +22,7 @@ from jstream.config import ConfigError, StageConfig, TrainConfig
 from jstream.data.batches import batches
 from jstream.data.features import stored_features
 from jstream.data.rows import lay_row
+from jstream.errors import Stopped, UserError
 from jstream.protocols.protocol import StreamProtocol
 from jstream.sharding import ROWS, optimizer_shardings, own_rows, param_shardings, placed, replicated, rows_sharding
 from jstream.training import validation
@@ -33,12 +34,8 @@ from jstream.weights.run_checkpoints import RunCheckpoints
 Batch = dict[str, np.ndarray]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """A run that cannot go on; the message is one line."""
-
-
-class Stopped(Exception):
-    """The run was told to stop, and everything is saved."""
 
 
 # -------------------------------------------------------------------------------------------------- on the devices

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from jstream.config import ConfigError, ModelConfig, ProtocolConfig, from_dict, to_dict
+from jstream.errors import UserError
 from jstream.model import Model
 from jstream.models.video_lm import abstract_params, param_dtype
 from jstream.protocols import make_protocol
@@ -30,7 +31,7 @@ PUBLISHED = "published"  # where a model folder keeps the small files of the pub
 _LARGEST_CONFIG = 1 << 20  # bytes; a config.json is a few kilobytes
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be opened; the message is one line."""
 
 

@@ -15,11 +15,12 @@ from jstream.data.world.draw import Renderer
 from jstream.data.world.plan import make_world
 from jstream.data.world.scene import World, WorldConfig, generator
 from jstream.data.world.tasks import TASKS, make_dialogue
+from jstream.errors import UserError
 
 VERSION = 1  # of what a seed and an index mean; goes up whenever the same pair gives another video
 
 
-class WorldError(ValueError):
+class WorldError(UserError, ValueError):
     """A set of worlds that cannot be written; the message is one line."""
 
 
