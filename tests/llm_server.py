@@ -31,7 +31,7 @@ class LLMServer:
 
     Attributes:
         schedule: number of a try, from 0 on, to what goes wrong with it: of FAULTS, an HTTP status, or None.
-        rule: (system message, texts and images of the user, seed) to the text of the answer, or a whole message.
+        rule: (system message, texts and images of the user, seed) to a text, a whole message, or a `fault`.
         on_answer: called with the number of answers so far.
         asked, answered: how often, by model, messages and parameters.
         retry_after: seconds, as a 429 says them.
@@ -69,6 +69,16 @@ class LLMServer:
             server.shutdown()
             server.server_close()
 
+    def message(self, body):
+        """By the rule."""
+        system, user = body["messages"]
+        parts = user["content"] if isinstance(user["content"], list) else [{"type": "text", "text": user["content"]}]
+        said = [part["text"] for part in parts if part["type"] == "text"]
+        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        message = self.rule(system["content"], said, images, body.get("seed"))
+        message = message if isinstance(message, dict) else {"content": message}
+        return message | {"tokens_in": sum(map(len, said))}
+
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads, block_on_close, request_queue_size = True, False, 64
@@ -90,7 +100,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             endpoint.asked[key] += 1
             endpoint.times.append(time.monotonic())
             endpoint.headers = dict(self.headers)
-        fault = "404" if self.path != "/v1/chat/completions" else endpoint.schedule(number)
+        message = endpoint.message(body)
+        fault = (
+            "404" if self.path != "/v1/chat/completions" else endpoint.schedule(number) or message.pop("fault", None)
+        )
         if fault == "timeout":
             time.sleep(endpoint.slow)
         elif fault == "malformed":
@@ -102,7 +115,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif fault is not None and fault.isdigit():
             self.answer(int(fault), json.dumps({"error": {"message": f"this is\na {fault}"}}).encode())
         else:
-            content = json.dumps(self.completion(body)).encode()
+            content = json.dumps(completion(message)).encode()
             if fault in ("dropped", "drip"):
                 self.answer(200, content, cut=len(content) // 2, drip=0.02 if fault == "drip" else 0)
                 return
@@ -129,16 +142,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             pass
         self.close_connection = True
 
-    def completion(self, body):
-        system, user = body["messages"]
-        parts = user["content"] if isinstance(user["content"], list) else [{"type": "text", "text": user["content"]}]
-        said = [part["text"] for part in parts if part["type"] == "text"]
-        images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-        message = self.server.endpoint.rule(system["content"], said, images, body["seed"])
-        message = message if isinstance(message, dict) else {"content": message}
-        finish = message.pop("finish_reason", "stop")
-        usage = {"prompt_tokens": sum(map(len, said)), "completion_tokens": len(message.get("content") or "")}
-        return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+def completion(message):
+    finish, tokens_in = message.pop("finish_reason", "stop"), message.pop("tokens_in")
+    usage = {"prompt_tokens": tokens_in, "completion_tokens": len(message.get("content") or "")}
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
 
 
 def by_rule(system, said, images, seed):

@@ -26,7 +26,7 @@ from jstream.data.synthesis.asking import Ask, Dropped
 from jstream.data.synthesis.job import Job
 from jstream.data.synthesis.live_chats import Moment, _conversation, _draw_fault, _Fault, live_chats
 from jstream.data.synthesis.llm import Client, Endpoint, LLMError, Pace, RequestError, Spent
-from jstream.data.synthesis.source import AnnotatedVideo, Looks, Segment, evenly
+from jstream.data.synthesis.source import AnnotatedVideo, Looks, Segment, annotated_video, evenly
 from jstream.data.synthesis.streamo_tasks import captions, grounding, interval_iou, narration, time_sensitive_qa
 from jstream.protocols.live import turns_of_chat
 from jstream.protocols.protocol import RESPONSE, SILENCE
@@ -183,6 +183,15 @@ def test_a_damaged_cache_is_asked_for_again(server, tmp_path):
         file.write_bytes(damage)
         assert client.complete(HELLO, spent, seed=1).text == '{"lines": ["You Hello."]}'
     assert (spent.paid, spent.cached) == (7, 0)
+
+
+def test_a_seed_that_an_endpoint_does_not_know_is_not_sent(tmp_path):
+    seeds = []
+    with LLMServer(rule=lambda *asked: seeds.append(asked[3]) or by_rule(*asked)) as server:
+        client, spent = Client(endpoint(server, tmp_path, options={"seed": None})), Spent()
+        client.complete(HELLO, spent, seed=1)
+        client.complete(HELLO, spent, seed=2)
+    assert seeds == [None, None] and spent.paid == 2
 
 
 def test_requests_begin_at_an_even_pace():
@@ -513,6 +522,19 @@ def test_faults_change_nothing_and_nothing_is_paid_for_twice(youcook, tmp_path, 
     assert sorted(os.listdir(out.parent)) == ["cache", "chats.jsonl", "chats.skipped.jsonl"]
 
 
+def test_a_request_that_fails_while_others_are_answered_is_left_out_and_tried_by_the_next_run(youcook, tmp_path):
+    poison = "combine kimchi"  # of the first record
+    rule = lambda *asked: {"fault": "500"} if poison in asked[1][0] and server.poisoned else by_rule(*asked)
+    out = tmp_path / "chats.jsonl"
+    with LLMServer(rule=rule) as server:
+        server.poisoned = True
+        first = jobs.run(job := job_of(server, youcook, out, retries=4), workers=2)
+        assert poison in next(open(youcook)) and "found 5 failures" in out.with_suffix(".skipped.jsonl").read_text()
+        server.poisoned = False
+        second = jobs.run(job, workers=2)
+    assert (second.made, second.skipped) == (first.made + 1, first.skipped - 1) and one_paid_each(server)
+
+
 def test_an_endpoint_that_dies_and_comes_back_is_waited_for(youcook, tmp_path, well_behaved):
     def dies(number):
         if number == 40:
@@ -583,6 +605,34 @@ def test_where_nothing_can_be_made_there_is_no_file_but_a_reason(server, tmp_pat
         jobs.run(job)
     assert not (tmp_path / "out.jsonl").exists() and not (tmp_path / "out.jsonl.progress").exists()
     assert json.loads((tmp_path / "out.skipped.jsonl").read_text())["video"] == "v.mp4"
+
+
+def test_chats_and_replies_at_a_moment_are_sources_as_well(tmp_path):
+    stream = {"role": "stream", "num_frames": 6, "learn": True}
+    chat = {"video": "v.mp4", "start": 10.0, "conversation": [stream, {"role": "assistant", "content": "A."}] * 2}
+    (tmp_path / "in.json").write_text(json.dumps([chat]))
+    (annotation,) = Annotations(tmp_path / "in.json")
+    assert annotated_video(annotation, "v").segments == (Segment("A.", 13.0, 13.0), Segment("A.", 16.0, 16.0))
+    said = (Response("moment", time=4), Response("past the end", start=9, end=12), Response("behind it", time=11))
+    annotation = dataclasses.replace(annotation, said=Dialogue("v", (), said, source="s"), duration=10.0)
+    source = annotated_video(annotation, "v")
+    assert source.segments == (Segment("moment", 4, 4), Segment("past the end", 9, 10)) and source.source == "s"
+
+
+@pytest.mark.may_skip("Apache Beam is an extra")
+def test_beam_makes_the_same(youcook, tmp_path, well_behaved):
+    pytest.importorskip("apache_beam")
+    out = tmp_path / "beam" / "chats.jsonl"
+    with LLMServer(schedule=by_turns) as server:
+        server.slow = 0.2
+        job = job_of(server, youcook, out, timeout=0.1)
+        outcome = jobs.run(job, beam_options="--runner=DirectRunner")
+        assert (outputs(out), server.answered) == well_behaved
+        assert outcome.spent.paid == server.answered.total() and outcome.spent.failures > 30
+        assert sorted(os.listdir(out.parent)) == ["cache", "chats.jsonl", "chats.skipped.jsonl"]
+        server.schedule = lambda number: "401"
+        with pytest.raises(LLMError, match="the pipeline failed: .*401"):
+            jobs.run(dataclasses.replace(job, seed=1), beam_options="--runner=DirectRunner")
 
 
 def test_two_jobs_do_not_write_one_file(server, tmp_path):

@@ -5,6 +5,7 @@ see these under the same paths, and have the key in their environment. Where loc
 another, two equal requests of one moment may be paid twice; later ones are not.
 """
 
+import logging
 import os
 import pathlib
 import shlex
@@ -43,6 +44,7 @@ def lines(job: Job, indices: Sequence[int], options: str) -> Iterator[str]:
     """
     if not indices:
         return
+    logging.getLogger("apache_beam").setLevel("CRITICAL")  # what fails raises
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{os.path.basename(job.out)}.", dir=os.path.dirname(job.out) or "."))
     try:
         try:

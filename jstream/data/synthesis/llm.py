@@ -14,6 +14,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -42,11 +43,11 @@ class RequestError(LLMError):
 
 
 class _Passing(Exception):
-    """A failure that may pass; `wait`: seconds that the server asks for."""
+    """A failure that may pass; `busy`: for whatever is asked; `wait`: seconds that the server asks for."""
 
-    def __init__(self, message: str, wait: float | None = None):
+    def __init__(self, message: str, busy: bool = False, wait: float = 0.0):
         super().__init__(message)
-        self.wait = wait
+        self.busy, self.wait = busy, wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Endpoint:
         url: http or https, up to `/v1`.
         model: as the endpoint names it.
         cache: folder of the answers, made if missing.
-        options: parameters of each request, over DEFAULT_OPTIONS; null takes one out.
+        options: parameters of each request, over DEFAULT_OPTIONS; None takes one out, `seed` too.
         requests_a_minute: at most, tries included; None does not limit them.
         retries: of a request, after its first try.
         back_off: seconds before the first retry; doubled for each further one.
@@ -175,7 +176,7 @@ class Client:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(f"{KEY}: expected printable ASCII, found something else")
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._pace, self._closed = Pace(endpoint.requests_a_minute), threading.Event()
+        self._pace, self._closed, self._last_answer = Pace(endpoint.requests_a_minute), threading.Event(), -math.inf
         self._cache = pathlib.Path(endpoint.cache)
         (self._cache / "locks").mkdir(parents=True, exist_ok=True)
 
@@ -192,11 +193,12 @@ class Client:
             parameters: of this request, over those of the endpoint.
 
         Raises:
-            RequestError: it refuses this request (400, 413, 422).
+            RequestError: it refuses this request (400, 413, 422), or fails with it while it answers others.
             LLMError: it fails in another way that does not pass, or that has not passed after all retries.
         """
         parameters = self.endpoint.parameters | parameters
         asked = json.dumps([self.endpoint.model, messages, parameters], sort_keys=True)
+        unsent = {name for name, value in self.endpoint.options.items() if value is None}
         key = hashlib.sha256(asked.encode()).hexdigest()
         file = self._cache / key[:2] / f"{key}.json"
         answer = _kept(file)
@@ -204,7 +206,8 @@ class Client:
             with self._alone(key):
                 answer = _kept(file)  # by whoever was first
                 if answer is None:
-                    answer = self._ask({"model": self.endpoint.model, "messages": messages, **parameters}, spent)
+                    body = {"model": self.endpoint.model, "messages": messages, **parameters}
+                    answer = self._ask({name: body[name] for name in body if name not in unsent}, spent)
                     _keep(file, answer)
                     spent += Spent(paid=1, tokens_in=answer.tokens_in, tokens_out=answer.tokens_out)
                     return answer
@@ -219,20 +222,24 @@ class Client:
             yield
 
     def _ask(self, body: dict[str, Any], spent: Spent) -> Answer:
-        data = json.dumps(body).encode()
+        data, failed = json.dumps(body).encode(), math.inf
         for attempt in itertools.count():
             self._sleep(self._pace.turn())
             try:
-                return self._post(data)
+                answer = self._post(data)
+                self._last_answer = time.monotonic()
+                return answer
             except _Passing as failure:
                 spent.failures += 1
                 if attempt == self.endpoint.retries:
-                    raise LLMError(
+                    its_own = self._last_answer > failed and not failure.busy  # others were answered between two tries
+                    raise (RequestError if its_own else LLMError)(
                         f"{self._url}: expected an answer, found {attempt + 1} failures, the last of them: "
-                        f"{self._plain(str(failure))}; start again when it answers, and go on"
+                        f"{self._plain(str(failure))}; start again when it answers"
                     ) from None
+                failed = time.monotonic()
                 wait = min(self.endpoint.back_off * 2.0**attempt, MAX_WAIT) * random.uniform(0.5, 1.0)
-                self._sleep(max(wait, min(failure.wait or 0.0, MAX_WAIT)))
+                self._sleep(max(wait, min(failure.wait, MAX_WAIT)))
         raise AssertionError
 
     def _sleep(self, seconds: float) -> None:
@@ -265,7 +272,7 @@ class Client:
             content = json.loads(content)["error"]["message"]
         said = f"{error.code} {self._plain(str(content) or str(error.reason))}"
         if error.code in (408, 425, 429) or error.code >= 500:
-            return _Passing(said, _retry_after(error.headers.get("Retry-After")))
+            return _Passing(said, error.code == 429, _retry_after(error.headers.get("Retry-After")))
         kind = RequestError if error.code in (400, 413, 422) else LLMError
         return kind(f"{self._url}: expected an answer, found {said}")
 
@@ -313,15 +320,13 @@ def _checked(answer: Answer) -> Answer:
     return answer
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After: a number, or a date."""
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
+def _retry_after(value: str | None) -> float:
+    """Seconds of a Retry-After: a number, or a date; 0 for none and for anything else."""
     with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+        return max(0.0, float(value))  # type: ignore[arg-type]
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())  # type: ignore[arg-type]
+    return 0.0
 
 
 def _kept(file: pathlib.Path) -> Answer | None:
