@@ -72,8 +72,8 @@ def youcook(shared_data, tmp_path_factory):
     return path
 
 
-def job_of(server, annotations, out, kind="live_chats", **changes):
-    return Job(kind, str(annotations), str(out), endpoint(server, out.parent, **changes))
+def job_of(server, annotations, out, kind="live_chats", seed=0, **changes):
+    return Job(kind, str(annotations), str(out), endpoint(server, out.parent, **changes), seed)
 
 
 def outputs(out):
@@ -520,6 +520,17 @@ def test_faults_change_nothing_and_nothing_is_paid_for_twice(youcook, tmp_path, 
         and outcome.spent.failures == server.number - outcome.spent.paid > 30
     )
     assert sorted(os.listdir(out.parent)) == ["cache", "chats.jsonl", "chats.skipped.jsonl"]
+
+
+def test_another_seed_makes_other_chats_and_the_same_record_twice_is_asked_for_once(youcook, tmp_path, well_behaved):
+    first = youcook.read_text().splitlines()[0] + "\n"
+    (tmp_path / "in.jsonl").write_text(2 * first)
+    with LLMServer() as server:
+        jobs.run(job_of(server, tmp_path / "in.jsonl", tmp_path / "same.jsonl"))
+        jobs.run(job_of(server, tmp_path / "in.jsonl", tmp_path / "other.jsonl", seed=1))
+    chat = well_behaved[0][0].splitlines()[0]  # wherever a record stands, it gives the same
+    assert (tmp_path / "same.jsonl").read_bytes().splitlines() == [chat, chat]
+    assert chat not in (tmp_path / "other.jsonl").read_bytes() and one_paid_each(server)
 
 
 def test_a_request_that_fails_while_others_are_answered_is_left_out_and_tried_by_the_next_run(youcook, tmp_path):

@@ -1,7 +1,7 @@
 """Makes streaming instruction data from annotations, with an LLM or a VLM behind an OpenAI-compatible endpoint.
 
-    python -m jstream.data.synthesis --kind=live_chats --annotations=FILE --out=FILE.jsonl \
-        --llm=http://host:port/v1 --llm_model=NAME [--workers=16]
+    python -m jstream.data.synthesis --kind=live_chats --annotations=FILE --out=FILE.jsonl --llm=http://host:port/v1
+        --llm_model=NAME [--workers=16]
 
 The key is the environment's OPENAI_API_KEY. Stopped, it goes on where it was and pays for nothing again; what could not
 be made is listed in FILE.skipped.jsonl.
@@ -19,7 +19,7 @@ from jstream.data.synthesis.llm import DEFAULT_OPTIONS, Endpoint
 from jstream.data.synthesis.source import Looks
 
 _KIND = flags.DEFINE_enum("kind", None, jobs.KINDS, "What to make.")
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A file, its videos beside it, or a prepared folder.")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A .json or .jsonl file, its videos beside it.")
 _OUT = flags.DEFINE_string("out", None, "File to write, .jsonl.")
 _LLM = flags.DEFINE_string("llm", None, "Endpoint, up to /v1: http://localhost:8000/v1.")
 _LLM_MODEL = flags.DEFINE_string("llm_model", None, "As the endpoint names it; one that sees, for pictures.")
