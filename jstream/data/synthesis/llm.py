@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jstream.config import ConfigError
+from jstream.errors import UserError
 
 KEY = "OPENAI_API_KEY"  # the environment's
 MAX_RESPONSE = 8 * 2**20  # bytes; answers have some thousand
@@ -34,7 +35,7 @@ MAX_WAIT = 120.0  # seconds between two tries, whatever the server asks for
 DEFAULT_OPTIONS = {"temperature": 0.7, "max_tokens": 1024}
 
 
-class LLMError(OSError):
+class LLMError(UserError):
     """The endpoint does not answer, or not as one should; the message is one line."""
 
 
