@@ -486,7 +486,7 @@ def test_what_is_made_reads_as_annotations(server, tmp_path, shared_data, kind):
     video = "pancake.mkv"  # what is drawn depends on the name
     (tmp_path / video).symlink_to(shared_data / "videos/decord/flipping_a_pancake.mkv")
     steps = tuple(Response(f"step {n}, {3 * n} {3 * n + 2}", start=3 * n + 1, end=3 * n + 2) for n in range(3))
-    long = tuple(dataclasses.replace(r, start=20 * r.start, end=20 * r.end) for r in steps)
+    long = tuple(dataclasses.replace(r, start=60 * r.start, end=60 * r.end) for r in steps)
     dialogues = [Dialogue(video, (Query("?", 1),), long if kind == "live_chats" else steps, "event_caption", "hand")]
     write_raw(tmp_path / "in.jsonl", dialogues)
     out = tmp_path / "elsewhere" / "made.jsonl"

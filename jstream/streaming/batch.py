@@ -103,6 +103,8 @@ class Batch:
         self.embeds = {count: compile_embed(model.config, self._shape, count, *where) for count in sizes}
         self._rebase = compile_rebase(model.config, self._shape, *where) if ring else None
         self.cache, self.results, self.frames = fresh_state(model.config, language, self._shape, *where)
+        if self._rebase is not None:  # hours before it is due: what it needs of memory is taken now
+            self.cache = self._rebase(self.cache, np.zeros(streams, np.int32))
         self.compile_seconds = time.perf_counter() - begin
 
     def _shape_of(self, key: _Key) -> Shape:
