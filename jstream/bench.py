@@ -3,7 +3,7 @@
     python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
     python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
     python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
-    python -m jstream.bench --mode=frame [--config=FILE --slots=8192 --steps=200]   # or reply: a stream's step
+    python -m jstream.bench --mode=frame [--config=FILE --slots=8192 --seen=1024]   # or reply: a stream's step
     python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # the same beside torch
     python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
     python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
@@ -35,7 +35,8 @@ _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: s
 
 
 _STREAMS = flags.DEFINE_integer("streams", 16, "How many are watched at once.", lower_bound=1)
-_SLOTS = flags.DEFINE_integer("slots", 1024, "Tokens of the cache, which is full but for the chunk.", lower_bound=64)
+_SLOTS = flags.DEFINE_integer("slots", 1024, "Tokens that the cache can hold.", lower_bound=64)
+_SEEN = flags.DEFINE_integer("seen", 0, "Tokens that a stream has seen; as many as the cache can hold by default.", 0)
 _MEMORY = flags.DEFINE_string("memory", "", "Policy of the streams; append, and sinks for a long run, by default.")
 
 
@@ -66,7 +67,7 @@ def _longrun(config: TrainConfig | None) -> Sequence[Figure]:
 
 
 def _turn(config: TrainConfig | None) -> Sequence[Figure]:
-    return turn.measure(config, _MODE.value or "frame", _SLOTS.value, _STEPS.value)
+    return turn.measure(config, _MODE.value or "frame", _SLOTS.value, _STEPS.value, _SEEN.value)
 
 
 def _stream_peer(config: TrainConfig | None) -> Sequence[Figure]:

@@ -71,21 +71,25 @@ class OneStream:
             self.place += len(frame)
 
 
-def measure(config: TrainConfig | None, kind: str, slots: int, steps: int) -> list[Figure]:
-    """Times steps behind a cache that is full but for the chunk.
+def measure(config: TrainConfig | None, kind: str, slots: int, steps: int, seen: int = 0) -> list[Figure]:
+    """Times steps behind what a stream has seen.
 
     Args:
         kind: `frame`, with the tokens that a silent turn has, or `reply`, one token.
         slots: S of the cache.
+        seen: tokens in it with the chunk; 0 fills it.
     """
     model = model_of(config)
     protocol, vision, width = model.protocol, model.config.vision, model.config.decoder.width
     silent = [*protocol.close_turn(SILENCE), *protocol.open_turn(Turn(1.0, 2.0))]
     chunk = silent if kind == "frame" else [protocol.end_id]
     deep = width * (1 + model.config.decoder.deep_layers)
-    frames = (slots - len(chunk)) // vision.tokens_per_frame
-    if frames < 1:
-        raise ConfigError(f"--slots: expected room for two frames of {vision.tokens_per_frame} tokens, found {slots}")
+    frames = ((seen or slots) - len(chunk)) // vision.tokens_per_frame
+    if frames < 1 or seen > slots:
+        raise ConfigError(
+            f"--slots, --seen: expected room for two frames of {vision.tokens_per_frame} tokens, and no more tokens "
+            f"than slots, found {slots} and {seen}"
+        )
     language = Language(protocol.scores, protocol.frame_id, protocol.unspoken_ids)
     stream, rng = OneStream(model.config, model.params, language, slots, model.dtype), np.random.default_rng(0)
     stream.fill(rng.normal(0, 0.02, (frames, vision.tokens_per_frame, deep)).astype(np.float32))
@@ -101,6 +105,7 @@ def measure(config: TrainConfig | None, kind: str, slots: int, steps: int) -> li
     bound = floor(model.config, model.params, stream, len(chunk), kind == "frame")
     return [
         Figure("tokens", len(chunk)),
+        Figure("slots", slots),
         Figure("cache_tokens", stream.place),
         Figure("steps", steps),
         Figure("ms_median", 1e3 * median, "{:.2f}"),
