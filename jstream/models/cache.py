@@ -8,6 +8,7 @@ slots of every stream, and checks the room first (`require_room`), as `dynamic_u
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jstream.models import rope
 
 EMPTY = -1
 LIVE = -1  # for `View.reads`
+_TURNED = 512  # slots that `rebase` turns at a time
 
 
 class CacheFullError(UserError, RuntimeError):
@@ -215,13 +217,20 @@ def rebase(config: DecoderConfig, cache: Cache, sinks: int, distance: jax.Array)
         steps, config.head_dim, config.rope_theta, config.mrope_section, config.mrope_interleaved
     )
 
-    def turn(keys: Stored) -> Stored:
-        if isinstance(keys, Int8):
-            rotated = to_int8(rope.rotate(keys.values * keys.scales[..., None], angles))
-        else:
-            rotated = rope.rotate(keys, angles)
-        return jax.tree.map(
-            lambda old, new: jnp.concatenate([old[:, :, :sinks], new[:, :, sinks:]], axis=2), keys, rotated
-        )
+    block = math.gcd(cache.slots, _TURNED)
 
-    return dataclasses.replace(cache, keys=tuple(map(turn, cache.keys)))
+    def turn(n: jax.Array, keys: Stored) -> Stored:
+        old = read(keys, None, n * block, block)
+        if isinstance(old, Int8):
+            new = to_int8(rope.rotate(old.values * old.scales[..., None], angles))
+        else:
+            new = rope.rotate(old, angles)
+        moves = n * block + jnp.arange(block) >= sinks
+        put = lambda whole, old, new: jax.lax.dynamic_update_slice_in_dim(
+            whole, jnp.where(moves.reshape(-1, *[1] * (old.ndim - 3)), new, old), n * block, 2
+        )
+        return jax.tree.map(put, keys, old, new)
+
+    # a stretch at a time, or there would be room for all keys twice
+    over = lambda keys: jax.lax.fori_loop(0, cache.slots // block, turn, keys)
+    return dataclasses.replace(cache, keys=tuple(map(over, cache.keys)))

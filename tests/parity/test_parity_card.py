@@ -86,8 +86,8 @@ ON_A_CARD = [
     ("make", "same_argmax"),
     [
         # weights of these make every rounding matter, and 200 words come close to each other
-        pytest.param(lambda: qwen("qwen2_5", True).bfloat16(), 0.97, id="small qwen2_5"),
-        pytest.param(lambda: qwen("qwen3", False).bfloat16(), 0.97, id="small qwen3"),
+        pytest.param(lambda: qwen("qwen2_5", True).bfloat16(), 0.95, id="small qwen2_5"),
+        pytest.param(lambda: qwen("qwen3", False).bfloat16(), 0.95, id="small qwen3"),
         pytest.param(lambda: real_size("streamo", "3b"), 0.98, id="streamo-3b", marks=ON_A_CARD),
         pytest.param(lambda: real_size("streamo", "7b"), 0.98, id="streamo-7b", marks=ON_A_CARD),
         pytest.param(lambda: real_size("joyai", None), 0.98, id="joyai-8b", marks=ON_A_CARD),
@@ -110,6 +110,9 @@ def test_logits_in_bfloat16_are_those_of_transformers(tmp_path, make, same_argma
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
     found = logits_of(config, load_params(tmp_path, config, jnp.bfloat16), talk)
+    rounding, chosen = np.sqrt(np.mean((found - expected) ** 2)), found.argmax(-1)[:, None]
+    behind = expected.max(-1) - np.take_along_axis(expected, chosen, -1)[:, 0]  # what is chosen, behind the best
+    assert behind.max() <= 6 * rounding, (behind.max(), rounding)
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     same = np.mean(found.argmax(-1) == expected.argmax(-1))
     print(f"{DEVICE}: relative error of the logits {error:.2e}, same argmax {same:.3f} of {len(expected)} positions")
