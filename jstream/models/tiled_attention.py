@@ -33,7 +33,8 @@ def attend_live(
     rows: jax.Array | None = None,
     block: int = BLOCK,
 ) -> jax.Array:
-    """`attention.attend`, which reads the cache only as far as some query sees something. It has no gradient.
+    """`attention.attend`, which reads only those blocks of the cache in which some query sees something. It has no
+    gradient.
 
     Args:
         rows: int32 [B]: whose keys and values these queries see, of more streams; None where there are no others.
@@ -53,12 +54,16 @@ def attend_live(
         seen = look(seen, group(of_sinks_BTNH, k_BKSH), 0, sinks, jnp.ones((1, 1, sinks), bool))
         mask_BTS &= jnp.arange(slots) >= sinks
 
-    def visit(n, seen):
-        start = jnp.minimum(n * block, slots - block)  # the last block may begin earlier: what was seen is hidden
-        return look(seen, q, start, block, (start + jnp.arange(block) >= n * block)[None, None])
+    blocks = -(-slots // block)
+    live = jnp.pad(mask_BTS.any((0, 1)), (0, blocks * block - slots)).reshape(blocks, block).any(-1)
+    (places,) = jnp.nonzero(live, size=blocks, fill_value=0)
 
-    end = jnp.max(jnp.where(mask_BTS.any((0, 1)), jnp.arange(1, slots + 1), 0))
-    out, _ = finished(jax.lax.fori_loop(0, -(-end // block), visit, seen))
+    def visit(n, seen):
+        first = places[n] * block
+        start = jnp.minimum(first, slots - block)  # the last block may begin earlier: what was seen is hidden
+        return look(seen, q, start, block, (start + jnp.arange(block) >= first)[None, None])
+
+    out, _ = finished(jax.lax.fori_loop(0, live.sum(), visit, seen))
     return rearrange(out, "b k g t h -> b t (k g) h").astype(q_BTNH.dtype)
 
 
