@@ -1,6 +1,7 @@
-"""Scores a checkpoint on the synthetic world, or the predictions of any model on a published benchmark.
+"""Scores a checkpoint on the synthetic world or on dialogues, or the predictions of any model on a published benchmark.
 
     python -m jstream.evaluate --benchmark=world --seed=7 --out=runs/evaluation [--num_videos=64] [--checkpoint=FOLDER]
+    python -m jstream.evaluate --benchmark=live --annotations=DIALOGUES --out=runs/live [--checkpoint=FOLDER]
     python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --predictions=FILE|FOLDER --out=runs/ovo
 
 The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals); of the world also
@@ -39,7 +40,7 @@ SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "coin": coin,
     "dense_captions": dense_captions,
 }
-BENCHMARKS = ("world", *SCORERS)
+BENCHMARKS = ("world", "live", *SCORERS)
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, f"What to score on: {', '.join(BENCHMARKS)}.")
@@ -56,6 +57,7 @@ _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos of the wor
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
 )
+_NUM_DIALOGUES = flags.DEFINE_integer("num_dialogues", None, "How many dialogues of the annotations; all by default.")
 _TASK = flags.DEFINE_multi_string("task", [], "Only this task of the world; may be repeated.")
 _INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what that costs.")
 _RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
@@ -104,11 +106,28 @@ def play_world() -> None:
     print(f"done: {_OUT.value}")
 
 
+def measure_live() -> None:
+    from jstream.evals import live_run  # with JAX and the models
+    from jstream.weights.published import load_of_config
+
+    if not (_ANNOTATIONS.value and _OUT.value):
+        raise ConfigError("expected --annotations=FILE and --out=FOLDER")
+    config = command.given_config()
+    model = load_of_config(config, _CHECKPOINT.value)
+    fps = config.fps if config else 1.0
+    found = live_run.evaluate(model, _ANNOTATIONS.value, fps, _NUM_DIALOGUES.value, progress=True)
+    about = {"annotations": _ANNOTATIONS.value, "checkpoint": _CHECKPOINT.value or "of the config, or bundled"}
+    report.write(found, _OUT.value, about)
+    print(report.table(found), *found.notes, f"done: {_OUT.value}", sep="\n")
+
+
 def main() -> None:
     if _BENCHMARK.value not in BENCHMARKS:
         raise ConfigError(f"benchmark: expected --benchmark={'|'.join(BENCHMARKS)}, found {_BENCHMARK.value!r}")
     if _BENCHMARK.value == "world":
         play_world()
+    elif _BENCHMARK.value == "live":
+        measure_live()
     else:
         score_predictions(SCORERS[_BENCHMARK.value])
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jstream.config import StageConfig, VisionConfig
 from jstream.data.annotations import Annotation, Annotations, turns_of_annotation
 from jstream.data.dialogue import DialogueError
-from jstream.data.features import from_bytes, stored_features
+from jstream.data.features import StoredFeatures, from_bytes, stored_features
 from jstream.data.frames import fit, from_jpeg
 from jstream.data.rows import Sample, lay_row, pack, turns_that_fit
 from jstream.data.video import VideoError, open_video
@@ -73,7 +73,9 @@ class VideoRows:
         for i in self._of_row(index):
             annotation = self.annotations[i]
             try:
-                frames = self._frames(i, annotation)
+                frames = sampled_frames(
+                    self.annotations, self.stored, i, self.vision, self.fps, int(self._num_frames[i])
+                )
             except (VideoError, DialogueError, OSError) as error:
                 left_out += 1
                 logging.warning("left out: %s", error)
@@ -92,26 +94,6 @@ class VideoRows:
     def _of_row(self, index: int) -> list[int]:
         index = range(len(self))[index]
         return self._members[self._begins[index] : self._begins[index + 1]].tolist()
-
-    def _frames(self, i: int, annotation: Annotation) -> np.ndarray:
-        """uint8 [F, H, W, 3], or the features of frames [F, M, feature_width]: no more than there is room for."""
-        limit = int(self._num_frames[i])
-        try:
-            if self.stored is not None:
-                return from_bytes((self.annotations.features(i) or ())[:limit], self.vision, self.stored.dtype)
-            if (jpegs := self.annotations.frames(i)) is not None:
-                return np.stack([fit(from_jpeg(jpeg), self.vision) for jpeg in jpegs[:limit]])
-        except ValueError as error:
-            raise VideoError(f"{annotation.video}: {error}") from None
-        fps = annotation.fps or self.fps
-        first = round(annotation.start * fps)
-        with open_video(annotation.video, fps) as video:
-            frames = [fit(frame.image, self.vision) for frame in itertools.islice(video, first, first + limit)]
-        if not frames:
-            raise VideoError(
-                f"{annotation.video}: expected frames from {annotation.start:g} s on, found its end before"
-            )
-        return np.stack(frames)
 
     # ---------------------------------------------------------------------------------------------------- the plan
 
@@ -151,10 +133,9 @@ class VideoRows:
     def _num_frames_of(self, annotation: Annotation, lengths: dict[tuple[str, float], int]) -> int:
         """As many as the annotation says, or the video where it says nothing; 0 where that cannot be read."""
         fps = annotation.fps or self.fps
-        lasting = max(1, math.ceil(annotation.duration * fps - 1e-6)) if annotation.duration else None
-        known = [number for number in (annotation.num_frames, lasting) if number is not None]
-        if known:
-            return min(known)
+        said = frames_said(annotation, fps)
+        if said is not None:
+            return said
         key = annotation.video, fps
         if key not in lengths:
             try:
@@ -164,3 +145,42 @@ class VideoRows:
                 logging.warning("left out: %s", error)
                 lengths[key] = 0
         return lengths[key]
+
+
+def frames_said(annotation: Annotation, fps: float) -> int | None:
+    """How many frames an annotation says it has, at so many a second; None where it says nothing."""
+    lasting = max(1, math.ceil(annotation.duration * fps - 1e-6)) if annotation.duration else None
+    return min((number for number in (annotation.num_frames, lasting) if number is not None), default=None)
+
+
+def sampled_frames(
+    annotations: Annotations, stored: StoredFeatures | None, index: int, vision: VisionConfig, fps: float, limit: int
+) -> np.ndarray:
+    """The frames of an annotation, from the files it brings or from its video.
+
+    Args:
+        stored: what the annotations say of the features in them.
+        fps: sampled frames a second, where the annotation does not say.
+        limit: at most so many.
+
+    Returns:
+        uint8 [F, H, W, 3], or the features of frames [F, M, feature_width].
+
+    Raises:
+        VideoError, DialogueError, OSError: they cannot be read.
+    """
+    annotation = annotations[index]
+    try:
+        if stored is not None:
+            return from_bytes((annotations.features(index) or ())[:limit], vision, stored.dtype)
+        if (jpegs := annotations.frames(index)) is not None:
+            return np.stack([fit(from_jpeg(jpeg), vision) for jpeg in jpegs[:limit]])
+    except ValueError as error:
+        raise VideoError(f"{annotation.video}: {error}") from None
+    fps = annotation.fps or fps
+    first = round(annotation.start * fps)
+    with open_video(annotation.video, fps) as video:
+        frames = [fit(frame.image, vision) for frame in itertools.islice(video, first, first + limit)]
+    if not frames:
+        raise VideoError(f"{annotation.video}: expected frames from {annotation.start:g} s on, found its end before")
+    return np.stack(frames)

@@ -22,7 +22,7 @@ RULES = {
     "probability below {threshold:g}.",
     "LM-PPL": "exp of the mean cross entropy of a turn's reply tokens.",
     "LM-Correctness": "Share of a turn's reply tokens before the first that is not the most probable one.",
-    "TimeDiff": "Learned frames between where the model first speaks and the last of the turn, at {fps:g} frames a "
+    "TimeDiff": "Learned frames between where the model first speaks and the last of the turn, at {fps} frames a "
     "second. A model that stays silent is run on over the frames of the next turn, fewer than the turn's own, until it "
     "speaks or they end; where there are none, it is taken to have spoken in time.",
     "Fluency": "Share of a turn's learned tokens, decisions and reply, before the first wrong one; as released, the "
@@ -132,19 +132,21 @@ def _first(found: np.ndarray, otherwise: int) -> int:
     return int(np.argmax(found)) if found.any() else otherwise
 
 
-def report_of(dialogues: Sequence[Measured], fps: float, threshold: float = 0.0) -> Report:
+def report_of(dialogues: Sequence[Measured], fps: float | Sequence[float], threshold: float = 0.0) -> Report:
     """The report of measured dialogues.
 
     Args:
-        fps: frames a second.
+        fps: frames a second, of all or of each.
         threshold: as measured with.
     """
+    rates = [fps] * len(dialogues) if isinstance(fps, int | float) else list(fps)
     columns = {
         "LM-PPL": [d.perplexity for d in dialogues],
-        "TimeDiff": [None if d.frames_off is None else d.frames_off / fps for d in dialogues],
+        "TimeDiff": [None if d.frames_off is None else d.frames_off / r for d, r in zip(dialogues, rates, strict=True)],
         "Fluency": [d.fluency for d in dialogues],
         "LM-Correctness": [d.correctness for d in dialogues],
     }
     parts: dict[str, list[Part]] = {k: [(v, 1) for v in column if v is not None] for k, column in columns.items()}
-    rules = {what: rule.format(fps=fps, threshold=threshold) for what, rule in RULES.items()}
+    of_all = " or ".join(f"{rate:g}" for rate in sorted(set(rates)))
+    rules = {what: rule.format(fps=of_all, threshold=threshold) for what, rule in RULES.items()}
     return make_report("Streaming metrics of VideoLLM-online", parts, rules, units=_UNITS, drawn="dialogues")
