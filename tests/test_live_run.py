@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 
 import jax
@@ -26,11 +27,12 @@ from jstream.protocols.protocol import NOT_LEARNED, RESPONSE, STATE, Turn
 from jstream.protocols.streamo import turns_of
 
 LIVE = dataclasses.replace(PUBLISHED, system="Watch.")
-MODELS = {"live": (LIVE, ()), "live, multimodal": (LIVE, (1, 1, 2)), "streamo": (TINY_TEMPLATE, ())}
+MODELS = {"live": (LIVE, (), 1), "streamo": (TINY_TEMPLATE, (1, 1, 2), 2)}  # language, positions, images of a patch
 
 
-def model_of(template, mrope_section, seed=0, temporal=1) -> Model:
+def model_of(name, seed=0) -> Model:
     """A random model that is often silent."""
+    template, mrope_section, temporal = MODELS[name]
     model = make_model(mrope_section, temporal, template=template, seed=seed)
     embedding = np.array(model.params["decoder"]["embed_tokens"]["embedding"])
     embedding[model.protocol.decision_ids[0]] *= 8 if template is LIVE else 1
@@ -61,16 +63,28 @@ def images_of(count: int, seed: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- a plain reading
 
 
-def all_probs(model, tokens, clips) -> np.ndarray:
-    """[T, V]: p of every token behind every token, without padding or blocks."""
-    tokens = np.asarray(tokens, np.int32)
-    is_frame = tokens == model.protocol.frame_id
-    rope, _ = rope_positions(is_frame, model.config.vision.token_grid, bool(model.config.decoder.mrope_section))
-    run = lambda *args, method: VideoLM(model.config).apply({"params": model.params}, *args, method=method)
-    frame_tokens = run(clips, method="embed_frames").reshape(1, -1, model.config.decoder.width)
+ROOM = 640, 48  # tokens and frames; what is behind a text changes nothing before it
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read_plainly(config, params, tokens, is_frame, rope, clips):
+    run = lambda *args, method: VideoLM(config).apply({"params": params}, *args, method=method)
+    frame_tokens = run(clips, method="embed_frames").reshape(1, -1, config.decoder.width)
     embeds = run(tokens[None], is_frame[None], frame_tokens, method="embed_tokens")
-    hidden, _ = run(embeds, jnp.arange(len(tokens))[None], jnp.asarray(rope)[:, None], method="hidden")
-    return np.asarray(jax.nn.softmax(run(hidden, method="logits")[0]), np.float64)
+    hidden, _ = run(embeds, jnp.arange(len(tokens))[None], rope[:, None], method="hidden")
+    return jax.nn.softmax(run(hidden, method="logits")[0])
+
+
+def all_probs(model, tokens, clips) -> np.ndarray:
+    """[T, V]: p of every token behind every token."""
+    padded = np.full(ROOM[0], model.protocol.end_id, np.int32)
+    padded[: len(tokens)] = tokens
+    is_frame = padded == model.protocol.frame_id
+    rope, _ = rope_positions(is_frame, model.config.vision.token_grid, bool(model.config.decoder.mrope_section))
+    whole = np.zeros((ROOM[1], *clips.shape[1:]), np.uint8)
+    whole[: len(clips)] = clips
+    probs = read_plainly(model.config, model.params, padded, is_frame, rope, whole)
+    return np.asarray(probs, np.float64)[: len(tokens)]
 
 
 def speaks(protocol, probs) -> bool:
@@ -84,7 +98,7 @@ def by_hand(model, turns, images, seen: collections.Counter) -> list[float | Non
     protocol = model.protocol
     r = protocol.render(turns)
     first = jnp.arange(len(images))[None] == 0
-    clips = stack_frames(jnp.asarray(images)[None], first, model.config.vision.num_images)[0]
+    clips = np.asarray(stack_frames(jnp.asarray(images)[None], first, model.config.vision.num_images)[0])
     probs = all_probs(model, r.tokens, clips[: len(turns)])
     found = [[], [], [], []]
     begins = 0
@@ -116,7 +130,7 @@ def by_hand(model, turns, images, seen: collections.Counter) -> list[float | Non
                 tokens += protocol.close_turn(0) + protocol.open_turn(dataclasses.replace(turns[i], query=None))
                 shown.append(i)
                 off -= 1
-                if speaks(protocol, all_probs(model, tokens, clips[np.asarray(shown)])[-1]):
+                if speaks(protocol, all_probs(model, tokens, clips[shown])[-1]):
                     break
             seen["run on" if further else "nothing further"] += 1
             seen["late"] += bool(further) and -off < len(further)
@@ -131,10 +145,10 @@ def by_hand(model, turns, images, seen: collections.Counter) -> list[float | Non
 def test_the_numbers_are_those_of_a_plain_reading(name, monkeypatch):
     monkeypatch.setattr(live_run, "FRAMES_AT_ONCE", 8)
     monkeypatch.setattr(live_run, "LOGITS_AT_ONCE", 1)  # blocks of 128 tokens
-    monkeypatch.setattr(live_run, "SHORTEST", 256)
+    monkeypatch.setattr(live_run, "SHORTEST", 512)
     seen = collections.Counter()
     for seed in range(6):
-        model = model_of(*MODELS[name], seed=seed // 3, temporal=2 if "multimodal" in name else 1)
+        model = model_of(name, seed // 3)
         turns = dialogue(seed)
         images = images_of(len(turns), seed)
         found = live_run.measure(model, turns, images)
@@ -142,5 +156,85 @@ def test_the_numbers_are_those_of_a_plain_reading(name, monkeypatch):
         assert found.frames_off == expected[1] and found.fluency == pytest.approx(expected[2])
         np.testing.assert_allclose(found.perplexity, expected[0], rtol=2e-3)
         assert found.correctness == pytest.approx(expected[3])
-    print(name, seen)
     assert min(seen["early"], seen["in time"], seen["run on"]) > 0, seen
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory):
+    """Over a video of the world: a dialogue, a chat at its own rate; and a dialogue over a video that is not there."""
+    folder = tmp_path_factory.mktemp("dialogues")
+    made = world.make_world(9, 0, world.WorldConfig(10, 12))
+    write_video(made, folder / "0.mp4", 48)
+    raw = lambda name: dialogue_to_raw(world.make_dialogue(made, "narration", world.generator(0), name))
+    records = [raw("0.mp4"), {"video": "0.mp4", "conversation": CHAT, "fps": 4, "start": 1.5}, raw("none.mp4")]
+    (folder / "d.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder / "d.jsonl"
+
+
+CHAT = [
+    {"role": "stream", "num_frames": 2, "learn": False},
+    {"role": "user", "content": "What is it?"},
+    {"role": "stream", "num_frames": 6, "learn": True},
+    {"role": "assistant", "content": "The circle.", "learn": True},
+    {"role": "stream", "num_frames": 5, "learn": 4},
+    {"role": "assistant", "content": "It jumps.", "learn": True},
+    {"role": "stream", "num_frames": 3, "learn": True},
+]
+
+
+def frames_at(path, fps, first, count):
+    with open_video(path, fps) as video:
+        return np.stack([letterbox(frame.image, 24) for frame in list(video)[first : first + count]])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dialogues_of_a_file_are_laid_over_the_frames_of_their_videos(name, dialogues):
+    model, seen = model_of(name), collections.Counter()
+    report = live_run.evaluate(model, dialogues)
+    said = world.make_dialogue(world.make_world(9, 0, world.WorldConfig(10, 12)), "narration", world.generator(0), "")
+    first = frames_at(dialogues.parent / "0.mp4", 1, 0, 99)
+    turns = turns_of(said, len(first))
+    second = frames_at(dialogues.parent / "0.mp4", 4, 6, 16)
+    of_chat = turns_of_chat(CHAT, fps=4)
+    rows = [by_hand(model, turns, first, seen), by_hand(model, of_chat, second, seen)]
+    ppl, off, fluency, correctness = zip(*rows)
+    np.testing.assert_allclose(report.metrics["LM-PPL"], np.mean(ppl), rtol=2e-3)
+    assert report.metrics["TimeDiff"] == pytest.approx(np.mean([off[0] / 1, off[1] / 4]), abs=1e-6)
+    assert report.metrics["Fluency"] == pytest.approx(100 * np.mean(fluency), abs=1e-5)
+    assert report.metrics["LM-Correctness"] == pytest.approx(100 * np.mean(correctness), abs=1e-5)
+    assert report.cases["LM-PPL"][1] == 2
+    assert len(report.notes) == 1 and "none.mp4" in report.notes[0]
+    assert "1 or 4 frames a second" in report.rules["TimeDiff"]
+    assert ("standby" in report.rules["silence"]) == (name == "streamo")
+
+
+def test_only_so_many_dialogues_are_measured_as_asked_for(dialogues):
+    report = live_run.evaluate(model_of("live"), dialogues, num_dialogues=1)
+    assert report.cases["LM-PPL"][1] == 1 and report.notes == ()
+
+
+def test_a_dialogue_without_a_reply_has_nothing_to_measure():
+    assert live_run.measure(model_of("live"), [Turn(0, 1, "Narrate.")], images_of(1, 0)) == Measured(*[None] * 4)
+
+
+def test_dialogues_none_of_which_can_be_read_are_an_error_of_one_line(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps([{"video": "none.mp4", "conversation": CHAT}]))
+    with pytest.raises(
+        DialogueError, match="expected dialogues over videos that can be read, found none.*none.mp4"
+    ) as e:
+        live_run.evaluate(model_of("live"), tmp_path / "d.json")
+    assert "\n" not in str(e.value)
+    with pytest.raises(ConfigError, match="num_dialogues: expected at least 1, found 0"):
+        live_run.evaluate(model_of("live"), tmp_path / "d.json", num_dialogues=0)
+
+
+def test_no_program_is_compiled_for_another_dialogue(monkeypatch):
+    model = model_of("live")
+    live_run.measure(model, dialogue(0), images_of(len(dialogue(0)), 0))
+    before = live_run._read._cache_size(), live_run._embed._cache_size()
+    turns = dialogue(3)[:-4]
+    live_run.measure(model, turns, images_of(len(turns), 1))
+    assert (live_run._read._cache_size(), live_run._embed._cache_size()) == before
