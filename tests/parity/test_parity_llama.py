@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from jstream.protocols.live import PUBLISHED, Live, turns_of_chat
 from jstream.protocols.protocol import NOT_LEARNED
 from jstream.protocols.tokenizer import Tokenizer
+from tests.test_live_rendering import check_random_dialogues, published
 
 # Meta's `llama_models/llama3/tokenizer.py`: how text is cut into words; the special tokens in order
 WORDS = (
@@ -75,3 +76,11 @@ def test_conversations_have_the_published_tokens_and_labels(shared_data, llama):
         found = np.where(rendering.kinds == NOT_LEARNED, -100, rendering.labels)
         np.testing.assert_array_equal(found[:length], case["labels"])
         assert (found[length:] == -100).all() and len(found) - length <= 2
+        of_text = published(
+            case["conversation"], live.tokenizer, live.tokens_per_frame
+        )  # the reference of the next test
+        assert [x[:length] for x in of_text] == [case["input_ids"], case["labels"]]
+
+
+def test_random_dialogues_have_the_published_tokens_and_labels(llama):
+    check_random_dialogues(llama, 10)
