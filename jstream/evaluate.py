@@ -115,7 +115,7 @@ def measure_live() -> None:
     config = command.given_config()
     model = load_of_config(config, _CHECKPOINT.value)
     fps = config.fps if config else 1.0
-    found = live_run.evaluate(model, _ANNOTATIONS.value, fps, _NUM_DIALOGUES.value, progress=True)
+    found = live_run.evaluate(model, _ANNOTATIONS.value, _OUT.value, fps, _NUM_DIALOGUES.value, progress=True)
     checkpoint = _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled"
     report.write(found, _OUT.value, {"annotations": _ANNOTATIONS.value, "checkpoint": checkpoint})
     print(report.table(found), *found.notes, f"done: {_OUT.value}", sep="\n")

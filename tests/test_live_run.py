@@ -191,9 +191,9 @@ def frames_at(path, fps, first, count):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_dialogues_of_a_file_are_laid_over_the_frames_of_their_videos(name, dialogues):
+def test_dialogues_of_a_file_are_laid_over_the_frames_of_their_videos(name, dialogues, tmp_path):
     model, seen = model_of(name), collections.Counter()
-    report = live_run.evaluate(model, dialogues)
+    report = live_run.evaluate(model, dialogues, tmp_path)
     said = world.make_dialogue(world.make_world(9, 0, world.WorldConfig(10, 12)), "narration", world.generator(0), "")
     first = frames_at(dialogues.parent / "0.mp4", 1, 0, 99)
     turns = turns_of(said, len(first))
@@ -211,9 +211,28 @@ def test_dialogues_of_a_file_are_laid_over_the_frames_of_their_videos(name, dial
     assert ("standby" in report.rules["silence"]) == (name == "streamo")
 
 
-def test_only_so_many_dialogues_are_measured_as_asked_for(dialogues):
-    report = live_run.evaluate(model_of("live"), dialogues, num_dialogues=1)
+def test_only_so_many_dialogues_are_measured_as_asked_for(dialogues, tmp_path):
+    report = live_run.evaluate(model_of("live"), dialogues, tmp_path, num_dialogues=1)
     assert report.cases["LM-PPL"][1] == 1 and report.notes == ()
+
+
+def test_a_run_that_was_killed_goes_on_with_what_it_had(dialogues, tmp_path, monkeypatch):
+    model, measure, calls = model_of("live"), live_run.measure, []
+    whole = live_run.evaluate(model, dialogues, tmp_path / "whole")
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(live_run, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        live_run.evaluate(model, dialogues, tmp_path / "killed")
+    assert live_run.evaluate(model, dialogues, tmp_path / "killed") == whole
+    assert len(calls) == 3  # two dialogues, the second of them again
+    with pytest.raises(ConfigError, match="expected a run with weights .* take another --out"):
+        live_run.evaluate(model_of("live", seed=1), dialogues, tmp_path / "killed")
 
 
 def test_a_dialogue_without_a_reply_has_nothing_to_measure():
@@ -225,10 +244,10 @@ def test_dialogues_none_of_which_can_be_read_are_an_error_of_one_line(tmp_path):
     with pytest.raises(
         DialogueError, match="expected dialogues over videos that can be read, found none.*none.mp4"
     ) as e:
-        live_run.evaluate(model_of("live"), tmp_path / "d.json")
+        live_run.evaluate(model_of("live"), tmp_path / "d.json", tmp_path)
     assert "\n" not in str(e.value)
     with pytest.raises(ConfigError, match="num_dialogues: expected at least 1, found 0"):
-        live_run.evaluate(model_of("live"), tmp_path / "d.json", num_dialogues=0)
+        live_run.evaluate(model_of("live"), tmp_path / "d.json", tmp_path, num_dialogues=0)
 
 
 def test_no_program_is_compiled_for_another_dialogue(monkeypatch):

@@ -7,6 +7,8 @@ counted stands in `live_metrics` and in `rules_of`; models that speak another pr
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from jstream.data.frames import clip_of
 from jstream.data.video import VideoError
 from jstream.data.video_rows import frames_said, sampled_frames
 from jstream.evals.live_metrics import NOT_LEARNED, Decisions, Measured, ReplyTurn, measure_dialogue, report_of
+from jstream.evals.progress import Progress
 from jstream.evals.report import Report
 from jstream.model import Model
 from jstream.models.attention import implementation_for
@@ -211,51 +214,63 @@ def measure(model: Model, turns: Sequence[Turn], frames: np.ndarray, threshold: 
 def evaluate(
     model: Model,
     annotations: str | pathlib.Path,
+    out: str | pathlib.Path,
     fps: float = 1.0,
     num_dialogues: int | None = None,
     threshold: float = 0.0,
     progress: bool = False,
 ) -> Report:
-    """Measures a model on the dialogues of a file or a prepared folder.
+    """Measures a model on the dialogues of a file or a prepared folder; killed, it goes on where it was.
 
     Args:
         annotations: what `Annotations` opens; relative paths of videos start at its folder.
+        out: folder of `progress.jsonl`, a line for each dialogue that is measured.
         fps: sampled frames a second, where the annotations do not say.
         num_dialogues: the first ones; None takes all.
         threshold: below this probability of silence the model speaks.
 
     Raises:
         DialogueError: the annotations cannot be read, or none of their videos.
-        ConfigError: they hold features of another tower, or num_dialogues is below 1.
+        ConfigError: they hold features of another tower, num_dialogues is below 1, or `out` has the progress of another
+            run.
     """
     if num_dialogues is not None and num_dialogues < 1:
         raise ConfigError(f"num_dialogues: expected at least 1, found {num_dialogues}")
-    opened, stored = Annotations(annotations), stored_features(annotations)
+    opened, weights = Annotations(annotations), flat(model.params)
+    vision, stored = model.config.vision, stored_features(annotations)
     if stored is not None:
-        stored.check(model.config.vision, stored.fps)
-        own = fingerprint({f"vision/{path}": x for path, x in flat(model.params["vision"]).items()})
+        stored.check(vision, stored.fps)
+        own = fingerprint({path: x for path, x in weights.items() if path.startswith("vision/")})
         if own != stored.tower:
             raise ConfigError(
                 f"{annotations}: expected features of the model's tower {own[:12]}, found those of "
                 f"{stored.tower[:12]}; take the annotations with their videos"
             )
-    measured, rates, notes = [], [], []
-    indices = range(len(opened))[:num_dialogues]
-    for index in tqdm(indices, unit="dialogue", dynamic_ncols=True, disable=not progress):
-        annotation = opened[index]
-        rate = annotation.fps or fps
-        said = frames_said(annotation, rate)
-        limit = MAX_FRAMES if said is None else min(said, MAX_FRAMES)
-        try:
-            frames = sampled_frames(opened, stored, index, model.config.vision, fps, limit)
-        except (VideoError, DialogueError, OSError) as error:
-            notes.append(f"left out: {error}")
-            continue
-        measured.append(measure(model, turns_of_annotation(annotation, len(frames), fps), frames, threshold))
-        rates.append(rate)
-    if not measured:
-        raise DialogueError(
-            f"{annotations}: expected dialogues over videos that can be read, found none: {notes[0] if notes else 0}"
-        )
-    report = report_of(measured, rates, threshold)
-    return dataclasses.replace(report, rules={**report.rules, **rules_of(model)}, notes=tuple(notes))
+    settings = {"annotations": str(annotations), "fps": fps, "threshold": threshold, "frames": list(vision.frame_size)}
+    keys, failed = [], {}
+    with Progress(pathlib.Path(out) / "progress.jsonl", {**settings, "weights": fingerprint(weights)}) as kept:
+        for index in tqdm(
+            range(len(opened))[:num_dialogues], unit="dialogue", dynamic_ncols=True, disable=not progress
+        ):
+            annotation = opened[index]
+            keys.append(f"{index}:{hashlib.sha256(json.dumps(opened.record(index)).encode()).hexdigest()[:16]}")
+            if keys[-1] in kept.done:
+                continue
+            rate = annotation.fps or fps
+            said = frames_said(annotation, rate)
+            limit = MAX_FRAMES if said is None else min(said, MAX_FRAMES)
+            try:
+                frames = sampled_frames(opened, stored, index, vision, fps, limit)
+            except (VideoError, DialogueError, OSError) as error:
+                failed[keys[-1]] = f"left out: {error}"
+                continue
+            measured = measure(model, turns_of_annotation(annotation, len(frames), fps), frames, threshold)
+            kept.add(keys[-1], {"measured": measured, "fps": rate})
+        done = [kept.done[key] for key in keys if key not in failed]
+    if not done:
+        reason = next(iter(failed.values()), "no dialogue")
+        raise DialogueError(f"{annotations}: expected dialogues over videos that can be read, found none: {reason}")
+    report = report_of(
+        [Measured(*record["measured"]) for record in done], [record["fps"] for record in done], threshold
+    )
+    return dataclasses.replace(report, rules={**report.rules, **rules_of(model)}, notes=tuple(failed.values()))

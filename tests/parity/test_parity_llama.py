@@ -76,9 +76,8 @@ def test_conversations_have_the_published_tokens_and_labels(shared_data, llama):
         found = np.where(rendering.kinds == NOT_LEARNED, -100, rendering.labels)
         np.testing.assert_array_equal(found[:length], case["labels"])
         assert (found[length:] == -100).all() and len(found) - length <= 2
-        of_text = published(
-            case["conversation"], live.tokenizer, live.tokens_per_frame
-        )  # the reference of the next test
+        # and so has the reference of random dialogues
+        of_text = published(case["conversation"], live.tokenizer, live.tokens_per_frame)
         assert [x[:length] for x in of_text] == [case["input_ids"], case["labels"]]
 
 
