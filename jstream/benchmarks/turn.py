@@ -21,7 +21,7 @@ from jstream.benchmarks.streams import model_of
 from jstream.config import ConfigError, ModelConfig, TrainConfig
 from jstream.models.cache import LIVE
 from jstream.protocols.protocol import SILENCE, Turn
-from jstream.streaming.batch import reads_for
+from jstream.streaming.batch import reads_for, with_kernel
 from jstream.streaming.step import Language, Shape, compile_step, empty_inputs, fresh_state
 from jstream.training.flops import forward_flops
 from jstream.weights.hf import flat
@@ -41,7 +41,8 @@ class OneStream:
         self.dtype, self._shape = jnp.dtype(dtype), Shape(1, slots, 1, frames=1)
         self.cache, self.results, _ = fresh_state(config, language, self._shape, dtype)
         self.place, self.programs, self.compile_seconds = 0, {}, 0.0
-        self._reads = reads_for(jax.devices()[0].platform, False, slots)
+        self._platform = jax.devices()[0].platform
+        self._reads = reads_for(self._platform, False, slots)
 
     def __call__(self, kind: str, tokens: Sequence[int], *rest: Any) -> np.ndarray:
         """What the language makes of the logits behind a chunk, and the next token.
@@ -52,6 +53,7 @@ class OneStream:
         count = len(tokens)
         reads = next(size for size in self._reads if size == LIVE or size >= self.place + count)
         shape = dataclasses.replace(self._shape, tokens=count, reads=reads)
+        shape = with_kernel(shape, self.config, self.dtype, self._platform)
         if (kind, count, reads) not in self.programs:
             began = time.perf_counter()
             self.programs[kind, count, reads] = compile_step(kind, self.config, self.language, shape, self.dtype)

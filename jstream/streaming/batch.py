@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jstream.config import ModelConfig
 from jstream.model import Model
 from jstream.models.attention import implementation_for_cache
 from jstream.models.cache import LIVE
@@ -46,6 +47,15 @@ def reads_for(platform: str, ring: bool, slots: int) -> list[int]:
     """The `View.reads` that steps are compiled for. A loop over what is live would cost an accelerator more than it
     saves there, so that its programs read fixed numbers of slots."""
     return [LIVE] if platform == "cpu" else [0] if ring else _steps_of_four(READS, slots)
+
+
+def with_kernel(shape: Shape, config: ModelConfig, dtype: Any, platform: str) -> Shape:
+    """The shape with the attention that suits a platform, on one device."""
+    if shape.int8 or shape.sinks:  # kernels know nothing of these
+        return shape
+    slots = shape.reads or shape.slots
+    how = implementation_for_cache(platform, config.decoder.head_dim, dtype, shape.tokens, slots)
+    return dataclasses.replace(shape, attention=how)
 
 
 def default_ahead(model: Model) -> int:
@@ -109,12 +119,9 @@ class Batch:
 
     def _shape_of(self, key: _Key) -> Shape:
         shape = dataclasses.replace(self._shape, tokens=key.tokens, rows=key.rows, reads=key.reads)
-        if shape.int8 or shape.sinks or self.model.mesh is not None:  # kernels know nothing of these
+        if self.model.mesh is not None:
             return shape
-        model, slots = self.model, key.reads or shape.slots
-        head_dim = model.config.decoder.head_dim
-        how = implementation_for_cache(model.device.platform, head_dim, model.dtype, key.tokens, slots)
-        return dataclasses.replace(shape, attention=how)
+        return with_kernel(shape, self.model.config, self.model.dtype, self.model.device.platform)
 
     def _rows(self, tokens: int) -> list[int]:
         """Of the programs for chunks of a length. Words of replies and silent frames are nearly all there is, so that
