@@ -3,16 +3,20 @@
     python -m jstream.evaluate --benchmark=world --seed=7 --out=runs/evaluation [--num_videos=64] [--checkpoint=FOLDER]
     python -m jstream.evaluate --benchmark=live --annotations=DIALOGUES --out=runs/live [--checkpoint=FOLDER]
     python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --predictions=FILE|FOLDER --out=runs/ovo
+    python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --videos=FOLDER --out=runs/ovo
 
 The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals); of the world also
 `predictions.jsonl` (what was said, one line a dialogue), of the others `scores.png`, a chart. Predictions are scored
 without a model; docs/evaluation.md lists the benchmarks, and what each takes stands in `jstream/evals/BENCHMARK.py`.
+With `--videos` the model and its baselines answer first; a run that was killed goes on (`jstream/evals/contest.py`).
 """
 
 import inspect
 import pathlib
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -41,6 +45,7 @@ SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
     "dense_captions": dense_captions,
 }
 BENCHMARKS = ("world", "live", *SCORERS)
+ANSWERED = ("ovo_bench", "streamingbench")  # those that a model can be run on
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, f"What to score on: {', '.join(BENCHMARKS)}.")
@@ -62,6 +67,29 @@ _TASK = flags.DEFINE_multi_string("task", [], "Only this task of the world; may 
 _INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what that costs.")
 _RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
 
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of the benchmark's videos: the model answers its questions.")
+_PROTOCOL = flags.DEFINE_enum("protocol", "official", ["official", "streaming"], "How questions are asked.")
+_STREAMS = flags.DEFINE_integer("streams", 8, "Questions at once.", 1, 4096)
+_FPS = flags.DEFINE_float("fps", 1.0, "Frames a second the model sees.", lower_bound=0.01, upper_bound=60.0)
+_MEMORY = flags.DEFINE_string("memory", None, "What of a long stream is kept; sinks:120 by default.")
+_BASELINE = flags.DEFINE_multi_string(
+    "baseline", None, "always_silent, always_respond, a memory, or none; the first two and last_frames:4 by default."
+)
+_CONTEXT = flags.DEFINE_float("context", None, "Seconds before a question that are seen; 0 for all.", lower_bound=0.0)
+
+
+def scoring(scorer: ModuleType, annotations: pathlib.Path) -> Callable[[pathlib.Path], report.Report]:
+    """Scores a file of predictions by the flags.
+
+    Raises:
+        ConfigError: for a flag that the benchmark does not have.
+    """
+    given = {"variants": _VARIANT.value, "model": _MODEL.value, "tolerance": _TOLERANCE.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given.keys() - inspect.signature(scorer.score).parameters:
+        raise ConfigError(f"{name}: expected no such flag for {_BENCHMARK.value}, found {given[name]!r}")
+    return lambda predictions: scorer.score(annotations, predictions, **given)
+
 
 def score_predictions(scorer: ModuleType) -> None:
     if not (_ANNOTATIONS.value and _PREDICTIONS.value and _OUT.value):
@@ -69,14 +97,50 @@ def score_predictions(scorer: ModuleType) -> None:
     predictions, out = pathlib.Path(_PREDICTIONS.value), pathlib.Path(_OUT.value)
     if predictions.resolve() in (out.resolve(), *out.resolve().parents):
         raise ConfigError(f"out: expected a folder outside the predictions, found {out}")
-    given = {"variants": _VARIANT.value, "model": _MODEL.value, "tolerance": _TOLERANCE.value}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given.keys() - inspect.signature(scorer.score).parameters:
-        raise ConfigError(f"{name}: expected no such flag for {_BENCHMARK.value}, found {given[name]!r}")
-    found = scorer.score(pathlib.Path(_ANNOTATIONS.value), predictions, **given)
+    found = scoring(scorer, pathlib.Path(_ANNOTATIONS.value))(predictions)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names come from files
     report.write(found, out, {"annotations": _ANNOTATIONS.value, "predictions": _PREDICTIONS.value})
     print(report.table(found), *found.notes, f"done: {out}", sep="\n")
+
+
+def answer_and_score(scorer: ModuleType) -> None:
+    from jstream.evals import contest, run_ovo, run_streamingbench  # with JAX and the models
+    from jstream.weights.published import load_of_config
+
+    if _BENCHMARK.value not in ANSWERED:
+        raise ConfigError(f"videos: expected --benchmark={'|'.join(ANSWERED)}, found {_BENCHMARK.value}")
+    if not (_VIDEOS.value and _ANNOTATIONS.value and _OUT.value) or _PREDICTIONS.value:
+        raise ConfigError("expected --annotations=FILE and --out=FOLDER with --videos, and no --predictions")
+    annotations, config = pathlib.Path(_ANNOTATIONS.value), command.given_config()
+    about: dict[str, Any] = {
+        "checkpoint": _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled",
+        "protocol": _PROTOCOL.value,
+    }
+    if _BENCHMARK.value == "ovo_bench":
+        about["seed"] = _SEED.value or 0
+        exam = run_ovo.exam(annotations, _PROTOCOL.value, about["seed"])
+    else:
+        about["context"] = run_streamingbench.CONTEXT if _CONTEXT.value is None else _CONTEXT.value
+        exam = run_streamingbench.exam(annotations, _PROTOCOL.value, about["context"])
+    baselines = _BASELINE.value or contest.BASELINES
+    found = contest.hold(
+        contest.Contest(
+            exam,
+            annotations,
+            scoring(scorer, annotations),
+            pathlib.Path(_VIDEOS.value),
+            pathlib.Path(_OUT.value),
+            about,
+            lambda: load_of_config(config, _CHECKPOINT.value),
+            _STREAMS.value,
+            _FPS.value,
+            _INT8_CACHE.value,
+        ),
+        _MEMORY.value or contest.MEMORY,
+        [name for name in dict.fromkeys(baselines) if name != "none"],
+    )
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names come from files
+    print(contest.table(found), *found["model"].notes, f"done: {_OUT.value}", sep="\n")
 
 
 def play_world() -> None:
@@ -128,6 +192,8 @@ def main() -> None:
         play_world()
     elif _BENCHMARK.value == "live":
         measure_live()
+    elif _VIDEOS.value:
+        answer_and_score(SCORERS[_BENCHMARK.value])
     else:
         score_predictions(SCORERS[_BENCHMARK.value])
 
