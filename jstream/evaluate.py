@@ -111,6 +111,9 @@ def answer_and_score(scorer: ModuleType) -> None:
         raise ConfigError(f"videos: expected --benchmark={'|'.join(ANSWERED)}, found {_BENCHMARK.value}")
     if not (_VIDEOS.value and _ANNOTATIONS.value and _OUT.value) or _PREDICTIONS.value:
         raise ConfigError("expected --annotations=FILE and --out=FOLDER with --videos, and no --predictions")
+    other = {"ovo_bench": "context", "streamingbench": "seed"}[_BENCHMARK.value]
+    if flags.FLAGS[other].value is not None:
+        raise ConfigError(f"{other}: expected no such flag for {_BENCHMARK.value}, found {flags.FLAGS[other].value}")
     annotations, config = pathlib.Path(_ANNOTATIONS.value), command.given_config()
     about: dict[str, Any] = {
         "checkpoint": _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled",
