@@ -224,11 +224,14 @@ def test_a_video_that_stands_still_does_not_hold_up_the_rest(world, monkeypatch,
 
 
 def test_a_video_that_ends_early_is_told_of(world):
-    far = {"far": once(VIDEO, Watch("?", "", until=90.0, forced=True)), "at": once(VIDEO, Watch("?", "", at=90.0))}
-    done, _ = answer(
-        Script(2, lambda *_: None), {**far, "in": once(VIDEO, Watch("?", "", until=10.2))}, world / "videos"
-    )
-    assert {name: short for name, (*_, short) in done.items()} == {"far": True, "at": True, "in": False}
+    watches = {
+        "far": Watch("?", "", until=90.0, forced=True),
+        "late": Watch("?", "", at=90.0),
+        "in": Watch("?", "", at=2.0, until=10.2),
+    }
+    for says in (lambda *_: None, lambda *_: "yes"):
+        done, _ = answer(Script(2, says), {n: once(VIDEO, watch) for n, watch in watches.items()}, world / "videos")
+        assert {name: short for name, (*_, short) in done.items()} == {"far": True, "late": True, "in": False}
 
 
 # ------------------------------------------------------------------------------------------------------------ OVO-Bench

@@ -11,6 +11,7 @@ import collections
 import copy
 import dataclasses
 import itertools
+import math
 import pathlib
 import threading
 import time
@@ -26,7 +27,7 @@ from jstream.streaming.engine import LOOKS, Engine
 from jstream.streaming.event import Event
 from jstream.streaming.stream import MAX_QUERY
 
-PATIENCE = 300.0  # seconds without a decoded frame after which a video counts as broken
+PATIENCE = 300.0  # seconds of waiting for a frame after which its video counts as broken
 _QUEUED = LOOKS  # frames of a stream that are decoded ahead
 _CLOSING = 2.0  # seconds for a thread to end
 _POLL = 0.5  # seconds after which a wait looks up
@@ -163,13 +164,13 @@ class _Feed:
         self.waiting: collections.deque[Shown] = collections.deque()
         self.failure: Exception | None = None
         self.ended = self.stopping = False
-        self.decode, self.last = 0.0, time.monotonic()
+        self.decode = self.idle = 0.0  # seconds: spent decoding, and since the last frame was decoded or taken
         self._changed = changed
         self.thread = threading.Thread(target=self._run, args=(frames,), daemon=True)
         self.thread.start()
 
     def _alive(self, spent: float) -> None:
-        self.decode, self.last = self.decode + spent, time.monotonic()
+        self.decode, self.idle = self.decode + spent, 0.0
         if self.stopping:
             raise VideoError("stopped")
 
@@ -181,7 +182,6 @@ class _Feed:
                     self._changed.wait_for(lambda: len(self.waiting) < _QUEUED or self.stopping)
                     self.waiting.append(shown)
                     self._changed.notify_all()
-                self.last = time.monotonic()
         except Exception as error:  # a thread has nobody to tell
             failure = error
         with self._changed:
@@ -195,7 +195,7 @@ class _Feed:
 
     @property
     def stuck(self) -> bool:
-        return not self.ended and not self.waiting and time.monotonic() - self.last > PATIENCE
+        return not self.ended and not self.waiting and self.idle > PATIENCE
 
 
 # -------------------------------------------------------------------------------------------------------------- sitting
@@ -203,7 +203,7 @@ class _Feed:
 
 @dataclasses.dataclass
 class _Sitting:
-    """A question at a place of the engine; `asked` until `end` are of the watch that is on."""
+    """A question at a place of the engine, in one of its watches; `last` is the time of the newest frame."""
 
     name: str
     path: pathlib.Path
@@ -252,9 +252,9 @@ def sit(
         """Tells a question what was said; it is over, or has another stream."""
         sitting = leave(place)
         watch, short = sitting.watch, sitting.short
-        if watch.forced or not (watch.first and sitting.said):
-            wanted = max([time for time in (watch.until, watch.at) if time != float("inf")], default=0.0)
-            short = short or sitting.last + watch.start + 1 / fps < int(wanted)
+        ends = [watch.at] if watch.first and sitting.said and not watch.forced else [watch.at, watch.until]
+        wanted = max([int(end) for end in ends if math.isfinite(end)], default=0)
+        short = short or sitting.last + watch.start + 1 / fps < wanted
         try:
             following = sitting.asking.send(sitting.said)
         except StopIteration as end:
@@ -277,10 +277,12 @@ def sit(
                     yield Done(name, end.value, None, False)
             over: list[Done | None] = []
             with changed:
-                began = time.perf_counter()
+                began = turned = time.perf_counter()
                 if sittings and not engine.busy:
                     changed.wait_for(lambda: any(s.feed.waiting or s.feed.ended for s in sittings.values()), _POLL)
                 clock.waited += time.perf_counter() - began
+                for s in sittings.values():
+                    s.feed.idle = 0.0 if s.feed.waiting else s.feed.idle
                 taken = [
                     (place, s.feed.waiting.popleft())
                     for place, s in sittings.items()
@@ -288,7 +290,6 @@ def sit(
                 ]
                 changed.notify_all()
             for place, shown in taken:
-                sittings[place].feed.last = time.monotonic()
                 try:
                     engine.see(place, shown.frame, _pieces(sittings[place].watch.ask) if shown.asks else ())
                     sittings[place].last = shown.frame.time
@@ -309,6 +310,7 @@ def sit(
                         over.append(finish(place))
             for place, sitting in list(sittings.items()):
                 feed = sitting.feed
+                feed.idle += min(time.perf_counter() - turned, 2 * _POLL)  # not the time that this process was stopped
                 if feed.stuck:
                     over.append(fail(place, VideoError(f"expected a frame within {PATIENCE:g} s, found none")))
                 elif feed.ended and not feed.waiting and not engine.waits(place):
