@@ -125,7 +125,8 @@ def answer_and_score(scorer: ModuleType) -> None:
     else:
         about["context"] = run_streamingbench.CONTEXT if _CONTEXT.value is None else _CONTEXT.value
         exam = run_streamingbench.exam(annotations, _PROTOCOL.value, about["context"])
-    baselines = _BASELINE.value or contest.BASELINES
+    memory = _MEMORY.value or contest.MEMORY
+    baselines = dict.fromkeys(_BASELINE.value or contest.BASELINES)
     found = contest.hold(
         contest.Contest(
             exam,
@@ -139,8 +140,8 @@ def answer_and_score(scorer: ModuleType) -> None:
             _FPS.value,
             _INT8_CACHE.value,
         ),
-        _MEMORY.value or contest.MEMORY,
-        [name for name in dict.fromkeys(baselines) if name != "none"],
+        memory,
+        [name for name in baselines if name not in ("none", memory)],
     )
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names come from files
     print(contest.table(found), *found["model"].notes, f"done: {_OUT.value}", sep="\n")

@@ -42,7 +42,7 @@ MEMORY = "sinks:120"  # as many turns as Streamo sees on OVO-Bench
 MAX_NEW_TOKENS = 64  # of a reply
 MAX_CAPACITY = 1 << 16  # tokens, where everything is kept
 _UNKNOWN = 600  # frames of a video that does not say
-_TOLD = 20  # failures that a report names one by one
+_TOLD = 20  # reasons for failures that a report names
 
 FAILED = "A question is wrong whose video is missing, cannot be read, or outgrows the cache."
 
@@ -99,12 +99,9 @@ def hold(contest: Contest, memory: str, baselines: Sequence[str]) -> dict[str, R
     if memory in SCRIPTED or memory in baselines:
         raise ConfigError(f"memory: expected one that is no baseline, found {memory!r}")
     found: dict[str, Report] = {}
-    for name in sorted(
-        baselines, key=lambda name: name not in SCRIPTED
-    ):  # what needs no model shows a bad file at once
-        if name in SCRIPTED:
-            answers = answers_of(contest.exam, SCRIPTED[name])
-            found[name] = _write(contest, {"baseline": name}, contest.out / name, answers)
+    for name in [name for name in baselines if name in SCRIPTED]:  # before the model: a bad file shows at once
+        answers = answers_of(contest.exam, SCRIPTED[name])
+        found[name] = _write(contest, {"baseline": name}, contest.out / name, answers)
     for name in ("model", *(name for name in baselines if name not in SCRIPTED)):
         out = contest.out if name == "model" else contest.out / name.replace(":", "-")
         found[name] = _sit(contest, name, memory if name == "model" else name, out)
@@ -147,15 +144,23 @@ def _sit(contest: Contest, name: str, memory: str, out: pathlib.Path) -> Report:
                     bar.update()
                 del engine  # its cache goes before another is made
         failed = progress.failures()
-        answers = {key: progress.done[key]["answer"] for key in questions}
+        answers = {key: progress.done[key].get("answer") for key in questions}
         short = [key for key in questions if progress.done[key].get("short")]
     if left:
         _write_speed(out, name, clock, time.perf_counter() - began)
-    notes = [f"question {key} failed, and is wrong: {failed[key]:.200}" for key in questions if key in failed]
-    if len(notes) > _TOLD:
-        notes[_TOLD:] = [f"questions that failed besides, and are wrong: {len(notes) - _TOLD} (see progress.jsonl)"]
+    notes = _notes({key: failed[key] for key in questions if key in failed})
     notes += note("questions of which a video ended early", short)
     return _write(contest, {**settings, "videos": str(contest.videos)}, out, answers, notes)
+
+
+def _notes(failed: Mapping[str, str]) -> list[str]:
+    """Why questions failed, a line for each reason."""
+    reasons: dict[str, list[str]] = collections.defaultdict(list)
+    for key, why in failed.items():
+        reasons[why].append(key)
+    notes = [line for why, keys in reasons.items() for line in note(f"questions that failed, {why:.200}", keys)]
+    more = len(notes) - _TOLD
+    return notes if more <= 0 else [*notes[:_TOLD], f"reasons besides for which questions failed: {more}"]
 
 
 class _Group(NamedTuple):

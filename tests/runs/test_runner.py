@@ -69,8 +69,8 @@ def test_killed_twice_it_ends_with_the_same_report(annotations, tmp_path):
 
     report = json.loads((out / "report.json").read_text())
     assert report["metrics"]["CRR"] == 50 and report["counts"]["CRR"] == {"numerator": 2.0, "cases": 4.0}
-    assert "question 1 failed, and is wrong: missing.mp4: its video is missing" in report["notes"]
-    assert any(line.startswith("question 2 failed, and is wrong: broken.mp4: ") for line in report["notes"])
+    assert "questions that failed, missing.mp4: its video is missing: 1 (1)" in report["notes"]
+    assert any(line.startswith("questions that failed, broken.mp4: ") for line in report["notes"])
     head = (out / "comparison.md").read_text().splitlines()[0].split()
     assert head == ["|", "metric", "|", "model", "|", "always_silent", "|", "always_respond", "|", "last_frames:4", "|"]
     speed = json.loads((out / "last_frames-4/speed.json").read_text())
