@@ -22,6 +22,7 @@ from jstream.evals.exam import Exam, Question, Said, Watch, always_respond, alwa
 from jstream.evals.progress import Progress
 from jstream.protocols.protocol import RESPONSE, SILENCE, STANDBY
 from jstream.streaming.event import Event
+from jstream.streaming.memory import Memory
 from jstream.streaming.stream import MAX_QUERY
 
 
@@ -41,15 +42,16 @@ def ovo(shared_data):
 class Script:
     """An engine whose streams say what a function of (question, second) tells them, or nothing."""
 
-    keeps = None
+    memory = Memory()
+    model = types.SimpleNamespace(protocol=types.SimpleNamespace(decide=lambda *_: RESPONSE))
 
     def __init__(self, streams, says=lambda asked, second: None):
         self.batch, self.says, self.compile_seconds = types.SimpleNamespace(streams=streams), says, 0.0
         self.frames, self.heard, self.most = {}, {}, 0
 
-    def admit(self, forced):
+    def open(self, protocol):
         place = next(i for i in range(self.batch.streams) if i not in self.frames)
-        self.frames[place], self.heard[place] = collections.deque(), (forced, None)
+        self.frames[place], self.heard[place] = collections.deque(), (protocol, None)
         self.most = max(self.most, len(self.frames))
         return place
 
@@ -74,10 +76,10 @@ class Script:
         events = []
         for place in [place for place, waiting in self.frames.items() if waiting]:
             frame, asked = self.frames[place].popleft()
-            forced, question = self.heard[place]
-            self.heard[place] = forced, question or asked or None
-            question = asked if forced else self.heard[place][1]
-            text = self.says(question, frame.time) if question else None
+            protocol, question = self.heard[place]
+            self.heard[place] = protocol, question or asked or None
+            speaks = protocol.decide((), None, bool(asked)) == RESPONSE
+            text = self.says(self.heard[place][1], frame.time) if speaks else None
             events.append((place, Event(frame.time, "response" if text else "silence", {}, text)))
         return events
 

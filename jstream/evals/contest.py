@@ -31,8 +31,9 @@ from jstream.evals.exam import Exam, Question, always_respond, always_silent, an
 from jstream.evals.progress import Progress
 from jstream.evals.records import note
 from jstream.evals.report import Report
-from jstream.evals.runner import Clock, ExamEngine, sit, told
+from jstream.evals.runner import Clock, sit, told
 from jstream.model import Model
+from jstream.streaming.engine import Engine
 from jstream.streaming.memory import OFTEN_SAID, capacity_for, parse_memory
 from jstream.streaming.stream import MAX_QUERY
 
@@ -194,12 +195,12 @@ def _groups(contest: Contest, questions: Mapping[str, Question]) -> tuple[list[_
     return list(groups.values()), unseen
 
 
-def _engine(contest: Contest, memory: str, group: _Group) -> ExamEngine:
+def _engine(contest: Contest, memory: str, group: _Group) -> Engine:
     capacity = None
     if parse_memory(memory).turns is None:
         longest = ["?" * MAX_QUERY] * 2  # a prompt of any benchmark
         capacity = min(capacity_for(group.model.protocol, group.frames, longest, OFTEN_SAID), MAX_CAPACITY)
-    return ExamEngine(
+    return Engine(
         group.model,
         min(contest.streams, len(group.questions)),
         memory,

@@ -67,29 +67,12 @@ class Clock:
     compiled: float = 0.0
 
 
-class ExamEngine(Engine):
-    """An engine whose streams say nothing before they are asked, and may be forced to answer then."""
-
-    @property
-    def keeps(self) -> int | None:
-        """Frames that a forced answer depends on; None for all, as their traces stay in the cache."""
-        memory = self._settings.memory
-        return None if memory.words else memory.turns
-
-    def admit(self, forced: bool) -> int:
-        """Begins a stream, and returns its place.
-
-        Args:
-            forced: whether it replies to a question in its turn, and at no other time.
-        """
-        place = self.open()
-        stream = self._places[place].stream
-        stream.protocol = _heard_first(stream.protocol, forced)
-        return place
-
-
 def _heard_first(protocol: StreamProtocol, forced: bool) -> StreamProtocol:
-    """The protocol of one stream, that decides by its own rule once a question has been heard."""
+    """The protocol of one stream that says nothing before it is asked.
+
+    Args:
+        forced: whether it replies to a question in its turn, and at no other time; else it decides from there on.
+    """
     own, heard = protocol.decide, False
 
     def decide(scores, threshold=None, asked=False) -> int:
@@ -215,9 +198,7 @@ class _Sitting:
     short: bool = False
 
 
-def sit(
-    engine: ExamEngine, questions: Mapping[str, Question], folder: Folder, fps: float, clock: Clock
-) -> Iterator[Done]:
+def sit(engine: Engine, questions: Mapping[str, Question], folder: Folder, fps: float, clock: Clock) -> Iterator[Done]:
     """Has a model answer questions, as many at once as the engine has places.
 
     Args:
@@ -229,12 +210,15 @@ def sit(
         Each question when it is done, in no order.
     """
     changed = threading.Condition()
+    # frames that a forced answer depends on: all, where their traces stay in the cache
+    keeps = None if engine.memory.words else engine.memory.turns
     waiting = collections.deque(questions.items())
     sittings: dict[int, _Sitting] = {}
 
     def admit(name: str, path: pathlib.Path, asking: Asking, watch: Watch, short: bool) -> None:
-        feed = _Feed(lambda alive: frames_of(path, watch, fps, engine.keeps, alive), changed)
-        sittings[engine.admit(watch.forced)] = _Sitting(name, path, asking, watch, feed, short=short)
+        feed = _Feed(lambda alive: frames_of(path, watch, fps, keeps, alive), changed)
+        place = engine.open(protocol=_heard_first(engine.model.protocol, watch.forced))
+        sittings[place] = _Sitting(name, path, asking, watch, feed, short=short)
 
     def leave(place: int) -> _Sitting:
         sitting = sittings.pop(place)

@@ -22,6 +22,7 @@ from jstream.data.video import Frame
 from jstream.errors import UserError
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
+from jstream.protocols.protocol import StreamProtocol
 from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory
@@ -77,6 +78,7 @@ class Engine:
             of the one before, as if that deserved no word.
 
     Attributes:
+        memory: the policy of all streams.
         compile_seconds: spent compiling; all of it before the first frame.
 
     Raises:
@@ -99,7 +101,7 @@ class Engine:
     ):
         if streams < 1:
             raise ConfigError(f"streams: expected at least one place, found {streams}")
-        policy = parse_memory(memory)
+        policy = self.memory = parse_memory(memory)
         self.model, self.max_queued = model, max_queued
         ahead = default_ahead(model) if ahead is None else ahead
         self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
@@ -126,8 +128,11 @@ class Engine:
         """Frames of a stream that wait behind the one that is under way."""
         return len(self._places[place].frames)
 
-    def open(self, seed: int = 0) -> int:
+    def open(self, seed: int = 0, protocol: StreamProtocol | None = None) -> int:
         """Begins a stream, and returns its place.
+
+        Args:
+            protocol: the model's own language, with another rule for when to speak.
 
         Raises:
             EngineFullError: there is none.
@@ -135,7 +140,8 @@ class Engine:
         free = [number for number in range(self.batch.streams) if number not in self._places]
         if not free:
             raise EngineFullError(f"the engine has {self.batch.streams} places and all are taken; close a stream first")
-        self._places[free[0]] = _Place(Stream(self.model, self._settings, self._lengths, seed))
+        model = self.model if protocol is None else dataclasses.replace(self.model, protocol=protocol)
+        self._places[free[0]] = _Place(Stream(model, self._settings, self._lengths, seed))
         return free[0]
 
     def close(self, place: int) -> None:

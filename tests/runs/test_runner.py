@@ -1,5 +1,6 @@
 """The bundled model sits OVO-Bench's exam over world videos, through the command: killed and resumed, and whole."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import world_exam
 import jstream
 from jstream.data.prepare.videos import Folder
 from jstream.evals import contest, ovo_bench, run_ovo, runner
+from jstream.streaming.engine import Engine
 
 COMPARED = ("predictions.json", "report.json", "report.md", "comparison.md")
 
@@ -82,9 +84,9 @@ def test_killed_twice_it_ends_with_the_same_report(annotations, tmp_path):
         assert json.loads((rescored / "report.json").read_text())[name] == report[name]
 
 
-def test_a_model_answers_when_asked_and_needs_no_more_frames_than_its_memory_keeps(annotations, monkeypatch):
+def test_a_model_answers_when_asked_and_needs_no_more_frames_than_its_memory_keeps(annotations):
     model = jstream.load()
-    engine = runner.ExamEngine(model, 2, "last_frames:4", max_new_tokens=contest.MAX_NEW_TOKENS)
+    engine = Engine(model, 2, "last_frames:4", max_new_tokens=contest.MAX_NEW_TOKENS)
     exam = run_ovo.exam(annotations, "official")
     questions = {name: question for name, question in exam.questions.items() if name not in ("1", "2")}
 
@@ -92,9 +94,9 @@ def test_a_model_answers_when_asked_and_needs_no_more_frames_than_its_memory_kee
         clock, folder = runner.Clock(), Folder(annotations.parent / "videos")
         return {one.question: one.answer for one in runner.sit(engine, questions, folder, 1.0, clock)}, clock.frames
 
-    assert engine.keeps == 4
+    assert engine.memory.turns == 4
     few, fewer = answers()
-    monkeypatch.setattr(runner.ExamEngine, "keeps", None)
+    engine.memory = dataclasses.replace(engine.memory, words=True)  # as if all of them left traces
     every, more = answers()
     assert few == every and fewer < 0.7 * more
     replies = [reply for answer in few.values() for reply in (answer if isinstance(answer, list) else [answer])]
