@@ -22,7 +22,7 @@ def broken(seen):
 
 def test_every_source_is_watched_to_its_own_end():
     model = make_model()
-    engine = Engine(model, 3, capacity=512, threshold=0.5, max_new_tokens=3)
+    engine = Engine(model, 3, capacity=512, threshold=0.5, max_new_tokens=3, max_queued=2)
     seen = {engine.open(): views(number, count, model) for number, count in enumerate((6, 3, 9))}
     sources = {0: iter(seen[0]), 1: broken(seen[1]), 2: seen[2]}
     asked = lambda place, frame: ["What is it?"] if (place, frame.time) == (2, 4.0) else []

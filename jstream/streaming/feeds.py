@@ -84,7 +84,8 @@ def watch(
         thread.start()
     live = {place for place, source in sources.items() if hasattr(source, "dropped")}  # a late frame is worth nothing
     told = dict.fromkeys(sources, 0.0)  # when the last event came
-    wanted = lambda place: not engine.waits(place) if place in live else engine.queued(place) < LOOKS
+    ahead = min(LOOKS, engine.max_queued)
+    wanted = lambda place: not engine.waits(place) if place in live else engine.queued(place) < ahead
     try:
         while feeds:
             with changed:
