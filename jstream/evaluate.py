@@ -22,28 +22,9 @@ from absl import flags
 
 from jstream import command
 from jstream.config import ConfigError
-from jstream.evals import (
-    charades_sta,
-    coin,
-    dense_captions,
-    ovo_bench,
-    qvhighlights,
-    report,
-    streamingbench,
-    streamo_bench,
-    timing,
-)
+from jstream.evals import report
+from jstream.evals.scorers import SCORERS
 
-SCORERS: dict[str, ModuleType] = {  # of benchmarks that need predictions only
-    "ovo_bench": ovo_bench,
-    "qvhighlights": qvhighlights,
-    "streamingbench": streamingbench,
-    "streamo_bench": streamo_bench,
-    "timing": timing,
-    "charades_sta": charades_sta,
-    "coin": coin,
-    "dense_captions": dense_captions,
-}
 BENCHMARKS = ("world", "live", *SCORERS)
 ANSWERED = ("ovo_bench", "streamingbench")  # those that a model can be run on
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half

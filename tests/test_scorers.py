@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from jstream import evaluate as evaluate_command
 from jstream.config import ConfigError
 from jstream.data.dialogue import DialogueError
 from jstream.evals import ovo_bench, records, report
+from jstream.evals.scorers import SCORERS
 
 PACKAGE = pathlib.Path(records.__file__).parent.parent
 WITHOUT_JAX = (
@@ -329,6 +329,6 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
 
 def test_every_benchmark_and_variant_is_in_the_documentation():
     text = (PACKAGE.parent / "docs/evaluation.md").read_text(encoding="utf-8")
-    for name, scorer in evaluate_command.SCORERS.items():
+    for name, scorer in SCORERS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert set(re.findall("`([a-z_]+)`", row.rpartition(" | ")[2])) >= set(scorer.VARIANTS), name

@@ -202,7 +202,7 @@ def test_nothing_is_compiled_or_traced_after_the_first_frame():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "step_text", counted)
         patch.setitem(steps.KINDS, "text", counted)
-        watched = Watcher(make_model(), capacity=1000, max_new_tokens=3, script=SCRIPT * 3)  # no other test's shape
+        watched = Watcher(make_model(), capacity=3000, max_new_tokens=3, script=SCRIPT * 3)  # no other test's shape
         before, compiled = len(traces), steps.compile_step.cache_info().misses
         watched.ask("Narrate what happens, at length: " + "what is it? " * 20)
         for frame in frames(len(SCRIPT) * 3):

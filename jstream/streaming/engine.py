@@ -8,7 +8,7 @@
 
 Streams join and leave without anything being compiled. Each has its own clock, questions and memory; one that fails
 ends alone. Where one replies while another sees a frame, the word and the frame share a forward. Frames that wait are
-embedded together, a few ahead of their turn.
+embedded together, on accelerators a few ahead of their turn.
 """
 
 import collections
@@ -28,7 +28,7 @@ from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory
 from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wish
 
-LOOKS = 4  # frames of a stream that are embedded ahead of their turn
+LOOKS = 4  # frames of a stream that are embedded ahead of their turn, where that is worth while
 
 
 class EngineFullError(UserError, RuntimeError):
@@ -105,8 +105,9 @@ class Engine:
         self.model, self.max_queued = model, max_queued
         ahead = default_ahead(model) if ahead is None else ahead
         self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
-        self._lengths = Lengths.of(model, self._settings, waiting=LOOKS)
-        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together=max(streams, LOOKS))
+        self._looks = LOOKS if ahead else 1  # a CPU takes as long for four frames as four times for one
+        self._lengths = Lengths.of(model, self._settings, waiting=self._looks)
+        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together=max(streams, self._looks))
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 
@@ -191,7 +192,7 @@ class Engine:
             return
         sights = []
         for number, place in self._places.items():
-            ready = min(len(place.frames), LOOKS)
+            ready = min(len(place.frames), self._looks)
             sights += [(number, sight) for sight, _ in itertools.islice(place.frames, place.looked, ready)]
             place.looked = ready
         self.batch.embed(sights)
