@@ -124,9 +124,7 @@ def scores_of(model: Model, tokens: list[int], frame_tokens: jax.Array, length: 
     [  # tests/runs/test_streams.py has others
         ("siglip", "reprefill:5"),
         ("siglip", "last_frames:4"),
-        ("qwen", "last_frames:4"),
         ("siglip", "hop:7:2"),
-        ("qwen", "hop:6"),
     ],
 )
 def test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory):

@@ -1,18 +1,24 @@
 """What is claimed of rings and engines, for other protocols, towers and memories than the quick tests take."""
 
+import collections
+
 import numpy as np
 import pytest
 import test_ahead
 import test_engine
 import test_memory
 import test_rings
+from test_engine import decide, same
 from test_session import SCRIPT, Watcher, frames, make_model
 from test_training import CONFIG
 
 from jstream.benchmarks import streams
 from jstream.models.cache import LIVE
+from jstream.protocols.protocol import RESPONSE, SILENCE
 from jstream.streaming import batch
 from jstream.streaming.batch import reads_for
+from jstream.streaming.engine import Engine
+from jstream.streaming.session import Session
 
 
 @pytest.mark.parametrize(("name", "memory"), [("siglip", "window:4"), ("qwen", "sinks:4"), ("live", "sinks:4")])
@@ -20,7 +26,9 @@ def test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory,
     test_rings.test_every_decision_sees_the_turns_that_are_kept_and_no_others(name, memory, monkeypatch)
 
 
-@pytest.mark.parametrize(("name", "memory"), [("qwen", "reprefill:5"), ("live", "reprefill:5")])
+@pytest.mark.parametrize(
+    ("name", "memory"), [("qwen", "reprefill:5"), ("live", "reprefill:5"), ("qwen", "last_frames:4"), ("qwen", "hop:6")]
+)
 def test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory):
     test_memory.test_every_decision_is_that_of_a_fresh_prompt_of_what_is_kept(name, memory)
 
@@ -46,9 +54,42 @@ def test_every_stream_is_what_it_would_be_alone(name, memory):
     test_engine.test_every_stream_is_what_it_would_be_alone(name, memory)
 
 
-@pytest.mark.parametrize(("name", "memory"), [("live", "sinks:4"), ("qwen", "append"), ("siglip", "reprefill:4")])
+@pytest.mark.parametrize(
+    ("name", "memory"), [("siglip", "sinks:4"), ("live", "sinks:4"), ("qwen", "append"), ("siglip", "reprefill:4")]
+)
 def test_guessing_that_a_frame_deserves_no_word_changes_nothing(name, memory, monkeypatch):
     test_ahead.test_guessing_that_a_frame_deserves_no_word_changes_nothing(name, memory, monkeypatch)
+
+
+@pytest.mark.parametrize(("memory", "temperature"), [("append", 0.8), ("sinks:4", 0.0), ("hop:6", 0.0), ("hop:6", 0.8)])
+def test_words_that_are_fed_back_on_the_device_are_those_that_the_host_reads(memory, temperature, monkeypatch):
+    test_ahead.test_words_that_are_fed_back_on_the_device_are_those_that_the_host_reads(
+        memory, temperature, monkeypatch
+    )
+
+
+def test_a_few_of_many_streams_have_a_small_step():
+    model = make_model()
+    engine = Engine(model, 8, capacity=512, max_new_tokens=4)
+    places = [engine.open() for _ in range(8)]
+    for place in places:
+        decide(engine._places[place].stream, [RESPONSE if place in (2, 5) else SILENCE] * 9)
+    used, programs = collections.Counter(), dict(engine.batch.programs)
+    for key, program in programs.items():
+        counted = lambda *args, key=key, program=program: (used.update([(key.kind, key.rows)]), program(*args))[1]
+        engine.batch.programs[key] = counted
+    events = {place: [] for place in places}
+    for frame in frames(6):
+        for place in places:
+            engine.see(place, frame)
+        for place, event in engine.run():
+            events[place].append(event)
+    assert used["turn", 8] == 6 and used["text", 4] >= 12 and used["text", 8] == 0
+    for place in (2, 3):
+        session = Session(model, capacity=512, max_new_tokens=4)
+        decide(session.stream, [RESPONSE if place == 2 else SILENCE] * 9)
+        for event, frame in zip(events[place], frames(6), strict=True):
+            same(event, session.see(frame))
 
 
 def test_the_bench_of_streams_counts_every_frame_and_compares_what_was_said(monkeypatch):
