@@ -104,10 +104,13 @@ class Batch:
         language = Language(model.protocol.scores, model.protocol.frame_id, model.protocol.unspoken_ids)
         where = (model.dtype, model.mesh)
         kinds = [(self._seen, tokens) for tokens in lengths.turns] + [("text", tokens) for tokens in lengths.texts]
-        self.programs: dict[_Key, Any] = {
-            key: compile_step(key.kind, model.config, language, self._shape_of(key), *where)
+        self._shapes = {
+            key: self._shape_of(key)
             for kind, tokens in kinds
             for key in [_Key(kind, tokens, *rest) for rest in itertools.product(self._rows(tokens), self._reads)]
+        }
+        self.programs: dict[_Key, Any] = {
+            key: compile_step(key.kind, model.config, language, shape, *where) for key, shape in self._shapes.items()
         }
         sizes = _steps_of_four(1, together) if lengths.frames else []
         self.embeds = {count: compile_embed(model.config, self._shape, count, *where) for count in sizes}
@@ -167,7 +170,7 @@ class Batch:
         if sights:
             rest = [self.frames if self._seen == "turn" else np.stack([sight.clip for sight in sights])]
         key = _Key(self._seen if sights else "text", tokens, rows, reads)
-        inputs = self._inputs(chunks, self._shape_of(key))
+        inputs = self._inputs(chunks, self._shapes[key])
         self.cache, self.results = self.programs[key](self.model.params, self.cache, self.results, inputs, *rest)
         results = Results(self.results)
         return {place: Result(results, place) for place in chunks}
