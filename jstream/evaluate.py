@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from jstream import command
-from jstream.config import ConfigError
+from jstream.config import ConfigError, TrainConfig
 from jstream.evals import report
 from jstream.evals.scorers import SCORERS
 
@@ -72,6 +72,11 @@ def scoring(scorer: ModuleType, annotations: pathlib.Path) -> Callable[[pathlib.
     return lambda predictions: scorer.score(annotations, predictions, **given)
 
 
+def checkpoint_of(config: TrainConfig | None) -> str:
+    """What a report calls the model."""
+    return _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled"
+
+
 def score_predictions(scorer: ModuleType) -> None:
     if not (_ANNOTATIONS.value and _PREDICTIONS.value and _OUT.value):
         raise ConfigError("expected --annotations=FILE, --predictions=FILE and --out=FOLDER")
@@ -97,7 +102,7 @@ def answer_and_score(scorer: ModuleType) -> None:
         raise ConfigError(f"{other}: expected no such flag for {_BENCHMARK.value}, found {flags.FLAGS[other].value}")
     annotations, config = pathlib.Path(_ANNOTATIONS.value), command.given_config()
     about: dict[str, Any] = {
-        "checkpoint": _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled",
+        "checkpoint": checkpoint_of(config),
         "protocol": _PROTOCOL.value,
     }
     if _BENCHMARK.value == "ovo_bench":
@@ -165,8 +170,7 @@ def measure_live() -> None:
     model = load_of_config(config, _CHECKPOINT.value)
     fps = config.fps if config else 1.0
     found = live_run.evaluate(model, _ANNOTATIONS.value, _OUT.value, fps, _NUM_DIALOGUES.value, progress=True)
-    checkpoint = _CHECKPOINT.value or (config.weights.checkpoint if config else "") or "bundled"
-    report.write(found, _OUT.value, {"annotations": _ANNOTATIONS.value, "checkpoint": checkpoint})
+    report.write(found, _OUT.value, {"annotations": _ANNOTATIONS.value, "checkpoint": checkpoint_of(config)})
     print(report.table(found), *found.notes, f"done: {_OUT.value}", sep="\n")
 
 
