@@ -10,9 +10,9 @@ import pytest
 
 from jstream.config import ConfigError, ProtocolConfig
 from jstream.data import world as worlds
-from jstream.data.dialogue import read_raw
+from jstream.data.dialogue import interval_iou, read_raw
 from jstream.evals import world as bench
-from jstream.evals.metrics import Reply, bootstrap, f1, interval_iou, match_replies, ratio
+from jstream.evals.metrics import Reply, bootstrap, f1, match_replies, ratio
 from jstream.protocols import make_tokenizer
 from jstream.protocols.protocol import RESPONSE, SILENCE, STANDBY, STATES, Turn
 from jstream.protocols.streamo import Streamo, turns_of

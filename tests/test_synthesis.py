@@ -19,7 +19,7 @@ from llm_server import LLMServer, by_rule, by_turns
 
 from jstream.config import ConfigError
 from jstream.data.annotations import Annotations, turns_of_annotation
-from jstream.data.dialogue import Dialogue, DialogueError, Query, Response, read_raw, write_raw
+from jstream.data.dialogue import Dialogue, DialogueError, Query, Response, interval_iou, read_raw, write_raw
 from jstream.data.synthesis import job as jobs
 from jstream.data.synthesis import prompts
 from jstream.data.synthesis.asking import Ask, Dropped
@@ -27,7 +27,7 @@ from jstream.data.synthesis.job import Job
 from jstream.data.synthesis.live_chats import Moment, _conversation, _draw_fault, _Fault, live_chats
 from jstream.data.synthesis.llm import Client, Endpoint, LLMError, Pace, RequestError, Spent
 from jstream.data.synthesis.source import AnnotatedVideo, Looks, Segment, annotated_video, evenly
-from jstream.data.synthesis.streamo_tasks import captions, grounding, interval_iou, narration, time_sensitive_qa
+from jstream.data.synthesis.streamo_tasks import captions, grounding, narration, time_sensitive_qa
 from jstream.protocols.live import turns_of_chat
 from jstream.protocols.protocol import RESPONSE, SILENCE
 

@@ -59,6 +59,19 @@ class Response:
                 f"time={self.time}, start={self.start}, end={self.end}"
             )
 
+    @property
+    def given(self) -> float:
+        """Seconds: the end of the turn that it is given in."""
+        return self.time if self.end is None else self.end + 1  # type: ignore[return-value]
+
+
+def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Intersection over union of two intervals [start, end) on a line; 0 where either is empty or reversed."""
+    if a[1] <= a[0] or b[1] <= b[0]:
+        return 0.0
+    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
+    return intersection / (a[1] - a[0] + b[1] - b[0] - intersection)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
@@ -134,7 +147,7 @@ def dialogue_from_raw(record: dict[str, Any]) -> Dialogue:
     return Dialogue(
         video=video,
         queries=tuple(sorted(queries, key=lambda q: q.time)),
-        responses=tuple(sorted(responses, key=lambda r: r.time if r.end is None else r.end + 1)),  # type: ignore
+        responses=tuple(sorted(responses, key=lambda response: response.given)),
         task=str(record.get("task_type") or ""),
         source=str(record.get("source") or ""),
         duration=_seconds(record.get("duration"), f"duration of {video}"),

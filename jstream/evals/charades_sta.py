@@ -9,8 +9,7 @@ its lines by number, counted from 1; a span may be null where none was found:
 import pathlib
 from collections.abc import Collection
 
-from jstream.data.dialogue import DialogueError
-from jstream.evals.metrics import interval_iou
+from jstream.data.dialogue import DialogueError, interval_iou
 from jstream.evals.records import join, number, numbers, read_lines, read_text
 from jstream.evals.report import Part, Report, make_report, rules_in_force
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from jstream.data.dialogue import DialogueError
+from jstream.data.dialogue import DialogueError, interval_iou
 from jstream.evals.caption_scores import cider, meteor_stem, words_of
-from jstream.evals.metrics import interval_iou
 from jstream.evals.records import list_of, note, numbers, object_of, read_json, text_of
 from jstream.evals.report import Part, Report, make_report, rules_in_force
 

@@ -1,4 +1,4 @@
-"""The measures that benchmarks share: matching of timed replies, F1, IoU of intervals, and bootstrap intervals.
+"""The measures that benchmarks share: matching of timed replies, F1, and bootstrap intervals.
 
 Everything here is about plain numbers and texts; what counts as a reply, and over what a measure is pooled, is the
 business of a benchmark. A ratio without cases is None, never 0 or 1.
@@ -29,14 +29,6 @@ def ratio(numerator: float, denominator: float) -> float | None:
 def f1(matches: int, num_predicted: int, num_reference: int) -> float | None:
     """2 · matches / (predicted + reference), the harmonic mean of precision and recall; None where both are empty."""
     return ratio(2 * matches, num_predicted + num_reference)
-
-
-def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union of two intervals [start, end) on a line; 0 where either is empty or reversed."""
-    if a[1] <= a[0] or b[1] <= b[0]:
-        return 0.0
-    intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-    return intersection / (a[1] - a[0] + b[1] - b[0] - intersection)
 
 
 def match_replies(

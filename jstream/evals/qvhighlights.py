@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jstream.data.dialogue import DialogueError
-from jstream.evals.metrics import interval_iou
+from jstream.data.dialogue import DialogueError, interval_iou
 from jstream.evals.records import by_id, join, list_of, number, numbers, read_lines
 from jstream.evals.report import Part, Report, make_report, rules_in_force
 

@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jstream.config import ConfigError
-from jstream.data.dialogue import DialogueError
-from jstream.evals.metrics import Reply, interval_iou, match_replies
+from jstream.data.dialogue import DialogueError, interval_iou
+from jstream.evals.metrics import Reply, match_replies
 from jstream.evals.records import by_id, join, numbers, read_lines, text_of
 from jstream.evals.report import Part, Report, make_report, rules_in_force
 from jstream.evals.timing import plain, replies_of

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from jstream.config import ConfigError
 from jstream.data import world as worlds
+from jstream.data.dialogue import interval_iou
 from jstream.data.video import Frame, VideoError, open_video
-from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, interval_iou, match_replies, ratio
+from jstream.evals.metrics import TOLERANCE, Reply, bootstrap, match_replies, ratio
 from jstream.evals.report import aligned, whole_files
 from jstream.protocols.protocol import STATES, StreamProtocol, Turn, span_in
 from jstream.protocols.streamo import turns_of

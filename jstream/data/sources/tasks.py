@@ -65,8 +65,7 @@ def dialogues_of(clip: Clip, task: str, source: str = "") -> list[Dialogue]:
 
 
 def _dialogue(queries: Iterable[Query], responses: Iterable[Response]) -> Dialogue:
-    given = lambda response: response.time if response.end is None else response.end + 1
-    return Dialogue("", tuple(queries), tuple(sorted(responses, key=given)))
+    return Dialogue("", tuple(queries), tuple(sorted(responses, key=lambda response: response.given)))
 
 
 # ------------------------------------------------------------------------------------------- one query for the video

@@ -12,7 +12,7 @@ A part that cannot be used is left out, and its reason stands beside what was ma
 import math
 import random
 
-from jstream.data.dialogue import Dialogue, Query, Response
+from jstream.data.dialogue import Dialogue, Query, Response, interval_iou
 from jstream.data.synthesis import prompts
 from jstream.data.synthesis.asking import Ask, Dropped, Prompt, as_many, numbered, one_line, some
 from jstream.data.synthesis.source import AnnotatedVideo, Looks, Segment, evenly, pictures
@@ -184,13 +184,7 @@ def _consistent_caption(
     return caption
 
 
-def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union of two stretches; 0 where either is empty or reversed."""
-    shared = min(a[1], b[1]) - max(a[0], b[0])
-    return max(0.0, shared) / (a[1] - a[0] + b[1] - b[0] - shared) if a[1] > a[0] and b[1] > b[0] else 0.0
-
-
 def _dialogue(source: AnnotatedVideo, query: str, time: int, responses: list[Response], task: str) -> Dialogue:
-    ordered = sorted(responses, key=lambda r: r.time if r.end is None else r.end + 1)  # type: ignore[arg-type,return-value]
+    ordered = sorted(responses, key=lambda response: response.given)
     queries = (Query(query, float(time)),)
     return Dialogue(source.name, queries, tuple(ordered), task, source.source, source.duration)

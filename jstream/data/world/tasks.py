@@ -421,11 +421,10 @@ def make_dialogue(world: World, task: str, rng: Rng, video: str = "") -> Dialogu
     queries, responses = (TASKS | LESSONS)[task](world, rng) or ((), ())
     if not queries:
         return None
-    given = lambda r: r.time if r.end is None else r.end + 1
     return Dialogue(
         video=video,
         queries=tuple(sorted(queries, key=lambda q: q.time)),
-        responses=tuple(sorted(responses, key=given)),
+        responses=tuple(sorted(responses, key=lambda response: response.given)),
         task=task,
         source="world",
         duration=float(world.duration),
