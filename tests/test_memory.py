@@ -236,7 +236,7 @@ def test_a_question_that_fits_into_no_window_is_refused():
     with pytest.raises(ValueError, match="a question: expected at most"):
         watched.ask("é?" * 500)
     longest = "é?" * 40
-    assert 100 < watched.stream._tokens_in(longest) <= watched.stream.lengths.room
+    assert 100 < watched.stream.tokens_in(longest) <= watched.stream.lengths.room
     for _ in range(3):  # together they do not fit: the oldest are forgotten
         longest += "!"
         watched.ask(longest)

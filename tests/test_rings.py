@@ -144,7 +144,7 @@ def test_turns_that_say_too_much_go_early(monkeypatch):
     np.testing.assert_allclose(got, probabilities(watched, seen, oldest, monkeypatch), atol=2e-5)
     watched.reset()  # the longest question that may be asked has its place as well
     question, room = "é?", watched.batch.lengths.room
-    while watched.stream._tokens_in(f"{question}!") <= room:
+    while watched.stream.tokens_in(f"{question}!") <= room:
         question += "!"
     with pytest.raises(ValueError, match=f"at most {room} tokens"):
         watched.ask(f"{question}!!!!")

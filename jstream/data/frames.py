@@ -123,19 +123,22 @@ def to_jpeg(image: np.ndarray, max_pixels: int, quality: int) -> bytes:
     return out.getvalue()
 
 
-def from_jpeg(data: bytes) -> np.ndarray:
+def from_jpeg(data: bytes | memoryview, max_pixels: int = MAX_JPEG_PIXELS) -> np.ndarray:
     """Decodes a JPEG of unknown origin.
+
+    Args:
+        max_pixels: for what it claims to be; nothing is decoded of one that claims more.
 
     Returns:
         [H, W, 3] uint8.
 
     Raises:
-        ValueError: where it is no JPEG, is cut off, or claims more than MAX_JPEG_PIXELS; one line.
+        ValueError: where it is no JPEG, is cut off, or claims more than `max_pixels`; one line.
     """
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
-            if picture.width * picture.height > MAX_JPEG_PIXELS:
+            if picture.width * picture.height > max_pixels:
                 raise ValueError(f"{picture.width} × {picture.height} pixels")
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a JPEG of at most {MAX_JPEG_PIXELS} pixels, found {error}") from None
+        raise ValueError(f"expected a JPEG of at most {max_pixels} pixels, found {error}") from None

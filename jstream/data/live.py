@@ -400,9 +400,13 @@ class LiveVideo:
     def __exit__(self, *_):
         self.close()
 
+    def stop(self) -> None:
+        """Ends the iteration soon; from any thread, and without waiting."""
+        self._reader.stop()
+
     def close(self):
         """Ends the iteration and closes the source; may be called twice, and from another thread."""
-        self._reader.stop()
+        self.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSING)
 

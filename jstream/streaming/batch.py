@@ -5,10 +5,12 @@ longest; those of a few streams have a smaller one. Nothing here waits for the d
 them. A stream that wishes for nothing stays as it is.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +65,17 @@ def default_ahead(model: Model) -> int:
     return 0 if model.device.platform == "cpu" else AHEAD
 
 
+def _compiled(wanted: Mapping[Any, Callable[[], Any]], progress: Callable[[int, int], object]) -> dict[Any, Any]:
+    """Programs, two at a time: one is traced, which takes a third of the time, while the compiler is at another."""
+    programs = {}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        under_way = {pool.submit(make): name for name, make in wanted.items()}
+        for done, program in enumerate(concurrent.futures.as_completed(under_way), start=1):
+            programs[under_way[program]] = program.result()
+            progress(done, len(wanted))
+    return programs
+
+
 class _Key(NamedTuple):
     """Of a program: `compile_step`'s kind, and what tells shapes apart."""
 
@@ -82,6 +95,7 @@ class Batch:
         ring: whether all slots are in use for good, so that every step reads all.
         int8: whether the cache holds keys and values in int8.
         together: frames that are embedded at once, where they are kept: at most so many.
+        progress: told how many programs are compiled, of how many.
 
     Attributes:
         compile_seconds: spent compiling; nothing is compiled after that.
@@ -95,6 +109,7 @@ class Batch:
         ring: bool = False,
         int8: bool = False,
         together: int = 1,
+        progress: Callable[[int, int], object] = lambda done, total: None,
     ):
         self.model, self.lengths, self.streams = model, lengths, streams
         begin = time.perf_counter()
@@ -109,12 +124,19 @@ class Batch:
             for kind, tokens in kinds
             for key in [_Key(kind, tokens, *rest) for rest in itertools.product(self._rows(tokens), self._reads)]
         }
-        self.programs: dict[_Key, Any] = {
-            key: compile_step(key.kind, model.config, language, shape, *where) for key, shape in self._shapes.items()
-        }
         sizes = _steps_of_four(1, together) if lengths.frames else []
-        self.embeds = {count: compile_embed(model.config, self._shape, count, *where) for count in sizes}
-        self._rebase = compile_rebase(model.config, self._shape, *where) if ring else None
+        wanted: dict[Any, Callable[[], Any]] = {
+            key: functools.partial(compile_step, key.kind, model.config, language, shape, *where)
+            for key, shape in self._shapes.items()
+        }
+        for count in sizes:
+            wanted[count] = functools.partial(compile_embed, model.config, self._shape, count, *where)
+        if ring:
+            wanted["rebase"] = functools.partial(compile_rebase, model.config, self._shape, *where)
+        programs = _compiled(wanted, progress)
+        self.programs: dict[_Key, Any] = {key: programs[key] for key in self._shapes}
+        self.embeds = {count: programs[count] for count in sizes}
+        self._rebase = programs.get("rebase")
         self.cache, self.results, self.frames = fresh_state(model.config, language, self._shape, *where)
         if self._rebase is not None:  # hours before it is due: what it needs of memory is taken now
             self.cache = self._rebase(self.cache, np.zeros(streams, np.int32))

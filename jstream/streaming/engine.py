@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jstream.config import ConfigError
 from jstream.data.video import Frame
@@ -25,7 +25,7 @@ from jstream.models.cache import CacheFullError
 from jstream.protocols.protocol import StreamProtocol
 from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
-from jstream.streaming.memory import parse_memory
+from jstream.streaming.memory import parse_memory, parse_narrower
 from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wish
 
 LOOKS = 4  # frames of a stream that are embedded ahead of their turn, where that is worth while
@@ -76,9 +76,10 @@ class Engine:
             of each stream.
         ahead: as for `Session`. Where it is not 0, a frame that waits is also fed before the host has read what came
             of the one before, as if that deserved no word.
+        progress: told how many programs are compiled, of how many.
 
     Attributes:
-        memory: the policy of all streams.
+        memory: the policy of all streams; one may look back over less.
         compile_seconds: spent compiling; all of it before the first frame.
 
     Raises:
@@ -98,6 +99,7 @@ class Engine:
         max_queued: int = 16,
         int8_cache: bool = False,
         ahead: int | None = None,
+        progress: Callable[[int, int], object] = lambda done, total: None,
     ):
         if streams < 1:
             raise ConfigError(f"streams: expected at least one place, found {streams}")
@@ -107,7 +109,8 @@ class Engine:
         self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
         self._looks = LOOKS if ahead else 1  # a CPU takes as long for four frames as four times for one
         self._lengths = Lengths.of(model, self._settings, waiting=self._looks)
-        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together=max(streams, self._looks))
+        together = max(streams, self._looks)
+        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together, progress)
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 
@@ -129,25 +132,70 @@ class Engine:
         """Frames of a stream that wait behind the one that is under way."""
         return len(self._places[place].frames)
 
-    def open(self, seed: int = 0, protocol: StreamProtocol | None = None) -> int:
+    def open(
+        self,
+        seed: int = 0,
+        protocol: StreamProtocol | None = None,
+        fps: float | None = None,
+        threshold: float | None = None,
+        memory: str | None = None,
+    ) -> int:
         """Begins a stream, and returns its place.
 
         Args:
             protocol: the model's own language, with another rule for when to speak.
+            fps, threshold: where they differ from the engine's.
+            memory: the engine's policy over fewer turns.
 
         Raises:
             EngineFullError: there is none.
+            ConfigError: for another policy, or one of more turns.
         """
         free = [number for number in range(self.batch.streams) if number not in self._places]
         if not free:
             raise EngineFullError(f"the engine has {self.batch.streams} places and all are taken; close a stream first")
         model = self.model if protocol is None else dataclasses.replace(self.model, protocol=protocol)
-        self._places[free[0]] = _Place(Stream(model, self._settings, self._lengths, seed))
+        settings = self._settings
+        own = {"fps": fps, "threshold": threshold, "memory": memory and parse_narrower(memory, self.memory)}
+        settings = dataclasses.replace(settings, **{name: value for name, value in own.items() if value is not None})
+        self._places[free[0]] = _Place(Stream(model, settings, self._lengths, seed))
         return free[0]
 
     def close(self, place: int) -> None:
         """Ends a stream; what waits is dropped."""
         del self._places[place]
+
+    def set_threshold(self, place: int, threshold: float | None) -> None:
+        """As `Session.threshold`, from the next decision on."""
+        self._places[place].stream.threshold = threshold
+
+    def used(self, place: int) -> int:
+        """Tokens that a stream holds in its cache, of `capacity`."""
+        return self._places[place].stream.places.used
+
+    @property
+    def threshold(self) -> float | None:
+        """Of streams that name none."""
+        return self._settings.threshold
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache of each stream holds."""
+        return self._lengths.capacity
+
+    def tokens_of_question(self, text: str) -> int:
+        """What a question takes of the cache; those that are heard together should take no more than `question_room`.
+
+        Raises:
+            ValueError: as `Session.ask`. From any thread.
+        """
+        probe = Stream(self.model, self._settings, self._lengths)
+        return probe.tokens_in(probe.checked(text))
+
+    @property
+    def question_room(self) -> int:
+        """Tokens of questions that can be heard together."""
+        return self._lengths.room
 
     def ask(self, place: int, text: str) -> None:
         """As `Session.ask`; heard with the next frame that is not under way yet."""

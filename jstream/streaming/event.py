@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Asked(NamedTuple):
@@ -32,18 +32,19 @@ class Event:
     start: float | None = None
     latency: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The object of a line of `events.jsonl`."""
+        return {
+            "time": round(self.time, 3),
+            "state": self.state,
+            "text": self.text,
+            "start": self.start,
+            "probs": {state: round(p, 6) for state, p in self.probs.items()},
+            "latency_ms": round(1000 * self.latency, 3),
+        }
+
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "time": round(self.time, 3),
-                "state": self.state,
-                "text": self.text,
-                "start": self.start,
-                "probs": {state: round(p, 6) for state, p in self.probs.items()},
-                "latency_ms": round(1000 * self.latency, 3),
-            },
-            ensure_ascii=False,
-        )
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def __str__(self) -> str:
         return f"{self.time:7.1f}s  {self.state:8s}  {self.text or ''}".rstrip()

@@ -49,6 +49,16 @@ class Memory:
     ring: bool = False
     sinks: bool = False
 
+    def __str__(self) -> str:
+        """As `parse_memory` reads it."""
+        if self.turns is None:
+            return "append"
+        if self.ring:
+            return f"{'sinks' if self.sinks else 'window'}:{self.turns}"
+        if not self.words:
+            return f"last_frames:{self.turns}"
+        return f"reprefill:{self.turns}" if self.drops == 1 else f"hop:{self.turns}:{self.drops}"
+
     @property
     def reads_again(self) -> bool:
         return self.turns is not None and not self.ring
@@ -87,6 +97,19 @@ def parse_memory(text: str) -> Memory:
     if drops > turns:
         raise ConfigError(f"memory: expected at most {turns} turns to be dropped at once, found {drops} in {text!r}")
     return dataclasses.replace(policy, turns=turns, drops=drops)
+
+
+def parse_narrower(text: str, memory: Memory) -> Memory:
+    """Reads a policy that fits into the cache of another: the same over as many turns or fewer.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    narrower = parse_memory(text)
+    kind = lambda policy: (policy.turns is None, policy.words, policy.ring, policy.sinks)
+    if kind(narrower) != kind(memory) or (narrower.turns or 0) > (memory.turns or 0):
+        raise ConfigError(f"memory: expected {memory} or fewer turns of it, as the cache was made for, found {text!r}")
+    return narrower
 
 
 # ------------------------------------------------------------------------------------------------------------- capacity
@@ -199,6 +222,11 @@ class Places:
             return self.capacity - self._next
         own = sum(end - begin for begin, end in self._turns[-1].stretches) if self._turns else 0
         return self.capacity - self.sinks - 2 * self.spare - own
+
+    @property
+    def used(self) -> int:
+        """Tokens that whatever comes next would see."""
+        return self.position - self.oldest + (self.sinks if self.oldest else 0)
 
     def open_turn(self) -> list[str]:
         """Begins a turn; in a ring the oldest one goes where there are as many as may be kept.

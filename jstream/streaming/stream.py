@@ -256,7 +256,7 @@ class Stream:
         text = text.strip()
         if not text or len(text) > MAX_QUERY:
             raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
-        if self._memory.turns is not None and (size := self._tokens_in(text)) > self.lengths.room:
+        if self._memory.turns is not None and (size := self.tokens_in(text)) > self.lengths.room:
             raise ValueError(
                 f"a question: expected at most {self.lengths.room} tokens, which fit into the cache, found {size}"
             )
@@ -356,7 +356,7 @@ class Stream:
         """A turn that only adds to what is in the cache, as it is said, with what is asked again; and its tokens."""
         places = self.places
         self._forgotten += places.open_turn()
-        again = mem.standing(self._forgotten, self._tokens_in, self.lengths.room)
+        again = mem.standing(self._forgotten, self.tokens_in, self.lengths.room)
         queries = [*(query for query in again if query not in asked), *asked]
         shown = dataclasses.replace(turn, query="\n".join(queries) or None)
         places.ask(queries)
@@ -373,7 +373,7 @@ class Stream:
         """
         places, prefix = self.places, len(self.protocol.prefix)
         spare = places.capacity - self.settings.max_new_tokens - 1  # a whole reply fits behind
-        heard = mem.standing([*self._heard, *asked], self._tokens_in, self.lengths.room)
+        heard = mem.standing([*self._heard, *asked], self.tokens_in, self.lengths.room)
         past, shown = self._kept, turn
         chunks = [[*self._pending, *self.protocol.open_turn(turn)]]
         used = places.capacity - places.left
@@ -439,5 +439,6 @@ class Stream:
         where = (start, position, places.oldest, places.gap)
         return Chunk(tokens, rope, *where, sight, self.settings.temperature, self._seed)
 
-    def _tokens_in(self, query: str) -> int:
+    def tokens_in(self, query: str) -> int:
+        """Of a question, as it is said."""
         return len(self.protocol.tokenizer.encode(f"{query}\n"))
