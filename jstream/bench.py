@@ -7,6 +7,7 @@
     python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # the same beside torch
     python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
     python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
+    python -m jstream.bench --mode=serve [--streams=16 --frames=600 --hostile]      # clients of the live server
 
 What is measured, and what was found where: docs/benchmarks.md. The folder gets `report.json`.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from jstream import command
-from jstream.benchmarks import peer, report, rows, stream_peer, streams, train, turn
+from jstream.benchmarks import peer, report, rows, serve, stream_peer, streams, train, turn
 from jstream.benchmarks.report import Figure
 from jstream.config import ConfigError, TrainConfig
 
@@ -37,6 +38,7 @@ _STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: s
 _STREAMS = flags.DEFINE_integer("streams", 16, "How many are watched at once.", lower_bound=1)
 _SLOTS = flags.DEFINE_integer("slots", 1024, "Tokens that the cache can hold.", lower_bound=64)
 _SEEN = flags.DEFINE_integer("seen", 0, "Tokens that a stream has seen; as many as the cache can hold by default.", 0)
+_HOSTILE = flags.DEFINE_bool("hostile", False, "Clients of the server once more, with hostile ones beside them.")
 _MEMORY = flags.DEFINE_string("memory", "", "Policy of the streams; append, and sinks for a long run, by default.")
 
 
@@ -74,6 +76,10 @@ def _stream_peer(config: TrainConfig | None) -> Sequence[Figure]:
     return stream_peer.measure(config, _SLOTS.value, _STEPS.value)
 
 
+def _serve(_: TrainConfig | None) -> Sequence[Figure]:
+    return serve.measure(_STREAMS.value, _FRAMES.value or 600, _HOSTILE.value)
+
+
 MODES: dict[str, Callable[[TrainConfig | None], Sequence[Figure]]] = {
     "train": _train,
     "rows": _rows,
@@ -82,6 +88,7 @@ MODES: dict[str, Callable[[TrainConfig | None], Sequence[Figure]]] = {
     "frame": _turn,
     "reply": _turn,
     "peer": _stream_peer,
+    "serve": _serve,
 }
 
 
