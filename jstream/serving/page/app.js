@@ -235,6 +235,7 @@ const page = {
 
 function finished() {
   stage.veil(null);
+  byId("sources").disabled = false;
   if (recorded()) {
     stage.show("view");
     stage.view.controls = true;
