@@ -47,12 +47,12 @@ QUESTIONS = (
 )
 
 
-@pytest.mark.parametrize(("name", "memory"), [("siglip", "append")])  # tests/runs/test_streams.py has others
-def test_every_stream_is_what_it_would_be_alone(name, memory):
+@pytest.mark.parametrize(("name", "memory", "ahead"), [("siglip", "append", 0), ("siglip", "append", 1)])
+def test_every_stream_is_what_it_would_be_alone(name, memory, ahead):  # tests/runs/test_streams.py has others
     """Five streams on three places, that come and go at different times."""
     model = model_of(name)
     settings = dict(capacity=2048 if memory == "append" else None, max_new_tokens=4, threshold=0.35)
-    engine, session = Engine(model, 3, memory, **settings), Session(model, memory, **settings)
+    engine, session = Engine(model, 3, memory, ahead=ahead, **settings), Session(model, memory, **settings)
     compiled = steps.compile_step.cache_info().misses
     waiting, streams, events = list(range(5)), {}, {number: [] for number in range(5)}
     left = {number: views(number, LENGTHS[number], model) for number in range(5)}
@@ -84,8 +84,48 @@ def test_every_stream_is_what_it_would_be_alone(name, memory):
     assert 0 < spoken < sum(LENGTHS) or name == "live"  # it speaks at every frame
 
 
+def test_streams_that_take_turns_finish_a_reply_before_the_next_frame_and_serve_the_oldest_first():
+    engine = Engine(make_model(), 3, capacity=512, max_new_tokens=6, ahead=0)
+    talker, *watchers = [engine.open() for _ in range(3)]
+    decide(engine._places[talker].stream, [RESPONSE])
+    for watcher in watchers:
+        decide(engine._places[watcher].stream, [SILENCE])
+    done, fed = engine.batch.do, []
+    engine.batch.do = lambda wishes: (fed.append(list(did := done(wishes))), did)[1]
+    for place in (watchers[1], talker, watchers[0]):
+        engine.see(place, frames(1)[0])
+    ended = [place for place, _ in engine.run()]
+    assert ended == [watchers[1], talker, watchers[0]]
+    assert all(len(places) == 1 for places in fed) and [place for (place,) in fed][2:-1] == [talker] * (len(fed) - 3)
+
+
+def test_a_stream_may_look_back_over_less_and_be_told_when_to_speak():
+    engine = Engine(make_model(), 3, "sinks:20", max_new_tokens=2, ahead=0)
+    short, whole = engine.open(memory="sinks:5", threshold=0.0, fps=2.0), engine.open()
+    with pytest.raises(ConfigError, match="expected sinks:20 or fewer turns of it, .* found 'sinks:21'"):
+        engine.open(memory="sinks:21")
+    with pytest.raises(ConfigError, match="found 'window:5'"):
+        engine.open(memory="window:5")
+    engine.set_threshold(whole, 1.0)
+    for frame in frames(12):
+        engine.see(short, frame)
+        engine.see(whole, frame)
+    states = {short: set(), whole: set()}
+    for place, event in engine.run():
+        states[place].add(event.state)
+    assert states[short] == {"response"} and "response" not in states[whole]
+    assert engine.used(short) < engine.used(whole) <= engine.capacity
+    session = Session(make_model(), "sinks:5", fps=2.0, threshold=0.0, max_new_tokens=2)
+    engine.close(short)
+    place = engine.open(memory="sinks:5", threshold=0.0, fps=2.0)
+    for frame in frames(12):
+        engine.see(place, frame)
+    for (_, event), frame in zip(list(engine.run()), frames(12)):
+        same(event, session.see(frame))
+
+
 def test_a_word_and_a_frame_share_a_forward():
-    engine = Engine(make_model(), 3, capacity=512, max_new_tokens=6)
+    engine = Engine(make_model(), 3, capacity=512, max_new_tokens=6, ahead=1)
     talker, watcher = engine.open(), engine.open()
     decide(engine._places[talker].stream, [RESPONSE] * 2)
     decide(engine._places[watcher].stream, [SILENCE] * 9)

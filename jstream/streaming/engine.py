@@ -1,4 +1,4 @@
-"""`Engine`: many live streams of one model, stepped as one batch.
+"""`Engine`: many live streams of one model, which share its programs, its cache and, on accelerators, its steps.
 
     engine = Engine(model, streams=16)
     door, yard = engine.open(), engine.open()
@@ -7,8 +7,8 @@
     for place, event in engine.run():           # what comes of them, as it comes
 
 Streams join and leave without anything being compiled. Each has its own clock, questions and memory; one that fails
-ends alone. Where one replies while another sees a frame, the word and the frame share a forward. Frames that wait are
-embedded together, on accelerators a few ahead of their turn.
+ends alone. On accelerators one that replies shares a forward with another that sees a frame, and frames that wait are
+embedded together, a few ahead of their turn; on CPUs, where a batch gains nothing, streams take turns.
 """
 
 import collections
@@ -74,8 +74,9 @@ class Engine:
         max_queued: frames of a stream that may wait; one more is refused.
         memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache: as for `Session`; `capacity` is that
             of each stream.
-        ahead: as for `Session`. Where it is not 0, a frame that waits is also fed before the host has read what came
-            of the one before, as if that deserved no word.
+        ahead: as for `Session`. Where it is 0, each step is of one stream; where it is not, of all that want one, and a
+            frame that waits is also fed before the host has read what came of the one before, as if that deserved no
+            word.
         progress: told how many programs are compiled, of how many.
 
     Attributes:
@@ -107,10 +108,11 @@ class Engine:
         self.model, self.max_queued = model, max_queued
         ahead = default_ahead(model) if ahead is None else ahead
         self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
-        self._looks = LOOKS if ahead else 1  # a CPU takes as long for four frames as four times for one
+        self._looks = LOOKS if ahead else 0
         self._lengths = Lengths.of(model, self._settings, waiting=self._looks)
-        together = max(streams, self._looks)
-        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together, progress)
+        together = max(streams, self._looks) if ahead else 1
+        alone = not ahead
+        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together, alone, progress)
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 
@@ -229,21 +231,24 @@ class Engine:
             if place.turn is None and place.frames:
                 place.begin()
                 self._go_on(number, place, None, ended)
-        wishes = {number: place.wish for number, place in self._places.items() if place.wish is not None}
+        by_age = sorted(self._places.items(), key=lambda item: item[1].since)
+        wishes = {number: place.wish for number, place in by_age if place.wish is not None}
         for number, done in (self.batch.do(wishes) if wishes else {}).items():
             self._go_on(number, self._places[number], done, ended)
         return ended
 
     def _look(self) -> None:
-        """Embeds frames that wait, all together, where one is wanted now."""
+        """Embeds frames that wait, all together, where one is wanted now; where none may be ahead, only those that are
+        wanted."""
         if all(place.looked or not place.frames or place.turn for place in self._places.values()):
             return
         sights = []
         for number, place in self._places.items():
-            ready = min(len(place.frames), self._looks)
+            ready = min(len(place.frames), self._looks or (place.turn is None))
             sights += [(number, sight) for sight, _ in itertools.islice(place.frames, place.looked, ready)]
             place.looked = ready
-        self.batch.embed(sights)
+        if self.batch.embeds:
+            self.batch.embed(sights)
 
     def run(self) -> Iterator[tuple[int, Event | Exception]]:
         """Steps until nothing waits; see `step`."""
