@@ -23,6 +23,7 @@ DOCUMENTS = [REPOSITORY / "README.md", *PAGES, REPOSITORY / "jstream/assets/tiny
 FENCE = re.compile(r"^ *(```|~~~).*?^ *\1 *$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)>?\)")
 COMMAND = re.compile(r"python3? (?:-m (jstream[\w.]*)|(launch/\w+\.py))([^\n`]*)")
+SHORT_COMMAND = re.compile(r"(?<![\w.])jstream ((?:data )?\w+)(?= --)")  # `jstream stream --…`, with the console script
 NAMED_FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|sh|yaml|ipynb|json|jsonl|mp4))`")
 PLACEHOLDER = "BENCHMARK.py"
 ABSL = {"help", "helpfull"}  # flags that every command has
@@ -90,6 +91,7 @@ def defined_flags(module: str) -> frozenset[str] | None:
 
 def wrong_commands(text: str) -> Iterator[str]:
     """Commands of a document that do not exist, and flags that they do not have."""
+    text = SHORT_COMMAND.sub(lambda found: f"python -m jstream.{found[1].replace(' ', '.')}", text)
     for module, script, rest in COMMAND.findall(re.sub(r"\\\n *", " ", text)):
         command = script or module.rstrip(".")
         if "…" in command or command == "jstream":
@@ -195,6 +197,7 @@ def test_a_dead_link_is_found(text, dead):
         ("`python -m jstream.streem`", ["jstream.streem is no command"]),
         ("python launch/aot.py --topology=h200 && other --flag", []),
         ("python -m jstream.data.world --out=F  # --x", []),
+        (".venv/bin/jstream data world --oot=F", ["jstream.data.world has no flag --oot"]),
     ],
 )
 def test_a_flag_that_does_not_exist_is_found(text, wrong):
