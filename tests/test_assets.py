@@ -1,4 +1,4 @@
-"""What travels with the package, and what the documents point to."""
+"""What travels with the package."""
 
 import json
 import pathlib
@@ -11,7 +11,6 @@ import jstream
 from jstream.config import TrainConfig, from_dict
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), jstream.BUNDLED / "README.md"]
 
 
 @pytest.mark.smoke
@@ -34,9 +33,3 @@ def test_the_clip_is_of_another_series_than_the_training_videos():
     with jstream.open_video(jstream.BUNDLED / "clip.mp4") as video:
         times = [frame.time for frame in video]
     assert times == [float(second) for second in range(52)]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name + "/" + path.name)
-def test_what_the_documents_link_to_is_there(path):
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        assert target.startswith("http") or (path.parent / target).exists(), target
