@@ -58,6 +58,7 @@ async function start() {
     device: byId("camera").value,
     address: byId("address").value.trim(),
     fps: settings.fps,
+    most: about?.limits?.fps ?? settings.fps,
     memory: settings.memory,
     threshold: settings.threshold,
     asPlayed: settings.asPlayed,
@@ -134,6 +135,7 @@ function reset() {
   if (kind() === "sample") {
     if (!stage.view.src.endsWith(SAMPLE)) stage.view.src = SAMPLE;
   } else stage.view.removeAttribute("src"), stage.view.load();
+  if (kind() === "camera") listCameras();
   stage.idle();
   light("idle", "Ready");
   if (run?.over) byId("clock").textContent = "";
@@ -145,7 +147,7 @@ function reset() {
 function buttons() {
   const going = run !== null && !run.over;
   byId("stop").hidden = !going;
-  byId("pause").hidden = !going || !recorded();
+  byId("pause").hidden = !recorded() || !(run.watching || run.source.paused) || !going;
   byId("pause").textContent = run?.source?.paused ? "Go on" : "Pause";
   byId("again").hidden = going || run === null;
   byId("camera_live").hidden = !going || run.kind !== "camera" || byId("camera_live").options.length < 2;
@@ -188,8 +190,9 @@ const page = {
       finished();
     } else if (name === "failed") {
       light("bad", "Ended");
-      page.error(detail.message);
       finished();
+      if (run.record.count) page.error(detail.message);
+      else stage.veil({ title: "It cannot be watched", text: sentence(detail.message), button: "Change something", press: reset });
     }
     buttons();
   },
@@ -361,12 +364,15 @@ byId("access_cancel").addEventListener("click", () => byId("access").close());
 
 // ------------------------------------------------------------------------------------------------- what can be pressed
 
+/** Offers the cameras there are; those of a phone by the side they are on, until their names may be known. */
 async function listCameras() {
-  const cameras = await Camera.list();
-  if (cameras.length < 2) return;
-  const options = cameras.map(({ id, label }, n) => new Option(label || `Camera ${n + 1}`, id));
-  byId("camera_live").replaceChildren(...options);
-  byId("camera_live").value = run?.source?.device ?? "";
+  const cameras = (await Camera.list()).filter(({ label }) => label);
+  const named = () => cameras.map(({ id, label }) => new Option(label, id));
+  if (cameras.length) byId("camera").replaceChildren(...named());
+  byId("camera").hidden = cameras.length < 2 && (cameras.length === 1 || !matchMedia("(pointer: coarse)").matches);
+  byId("camera_live").replaceChildren(...named());
+  const used = run?.kind === "camera" ? run.source?.device : null;
+  if (used) byId("camera").value = byId("camera_live").value = used;
 }
 
 function takeFile(chosen) {

@@ -22,7 +22,7 @@ export class Run {
   /**
    * Args:
    *   kind: "sample", "file", "camera" or "network".
-   *   what: {view, url | device | address, fps, memory, threshold, asPlayed, mostStanding}.
+   *   what: {view, url | device | address, fps, most (that the server takes), memory, threshold, asPlayed, mostStanding}.
    *   questions: asked with the first frame.
    *   scheduled: [{time, text}] in order, asked with the first frame at or after their time.
    *   page: {state(name, detail), event(index, event), frame(canvas), picture(blob) → drawable, asked(text, time),
@@ -41,7 +41,7 @@ export class Run {
     };
     if (kind === "camera") this.source = new Camera(what.view, what.fps, sink);
     if (kind === "file" || kind === "sample") {
-      this.source = new VideoFile(what.view, what.url, what.fps, what.asPlayed, sink);
+      this.source = new VideoFile(what.view, what.url, what.fps, what.most, what.asPlayed, sink);
     }
   }
 
@@ -75,6 +75,11 @@ export class Run {
   set threshold(value) {
     this.settings.threshold = value;
     this.stream?.setThreshold(value);
+  }
+
+  /** Whether the stream is open now. */
+  get watching() {
+    return this.#open && !this.over;
   }
 
   get dropped() {

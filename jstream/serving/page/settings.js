@@ -12,7 +12,6 @@ export class Settings {
     const [slider, automatic] = [byId("threshold"), byId("automatic")];
     const tell = () => {
       byId("threshold_value").textContent = this.threshold === null ? "automatic" : this.threshold.toFixed(2);
-      slider.classList.toggle("unset", automatic.checked);
       changed(this.threshold);
     };
     slider.addEventListener("input", () => {
@@ -46,9 +45,9 @@ export class Settings {
     if (!about.memory) return;
     const { policy, turns } = about.memory;
     const own = turns ? `${policy}, ${turns} turns` : policy;
-    const options = [new Option(`The server's own (${own})`, "")];
+    const options = [new Option(own, "")];
     if (policy === "sinks") {
-      for (const n of SHORTER.filter((n) => n < turns)) options.push(new Option(`Look back over ${n} turns`, `sinks:${n}`));
+      for (const n of SHORTER.filter((n) => n < turns)) options.push(new Option(`sinks, ${n} turns`, `sinks:${n}`));
     }
     const chosen = byId("memory").value;
     byId("memory").replaceChildren(...options);

@@ -7,6 +7,7 @@ const SMALL_SIDE = 320; // pixels of what is kept
 const SMALL_QUALITY = 0.6;
 const CAMERA_IN_FLIGHT = 2; // with as many frames unanswered a tick is passed over
 const FILE_IN_FLIGHT = 4;
+const OF_THE_MOST = 0.9; // a file goes at most so much of the rate that the server takes, as its frames may bunch up
 const INSIDE = 1e-3; // seconds behind a frame's time, so that rounding does not show the frame before
 
 /** What keeps a picture from coming; `title` in few words, `message` says what to do. */
@@ -173,6 +174,7 @@ export class VideoFile {
   #grabber = new Grabber();
   #sampler = document.createElement("video");
   #next = 0; // the number of the next frame
+  #soonest = 0; // performance.now() before which it does not go out
   #over = false;
   #wake = null;
 
@@ -183,11 +185,12 @@ export class VideoFile {
    *   view: the <video> that shows it.
    *   url: of the video.
    *   fps: frames a second; frame n is the picture at n / fps.
+   *   most: frames a second that the server takes.
    *   asPlayed: whether to go no faster than the video is played.
    *   sink: as of Camera, and done() after the last frame.
    */
-  constructor(view, url, fps, asPlayed, sink) {
-    Object.assign(this, { view, url, fps, asPlayed, sink });
+  constructor(view, url, fps, most, asPlayed, sink) {
+    Object.assign(this, { view, url, fps, most, asPlayed, sink });
     Object.assign(this.#sampler, { muted: true, playsInline: true, preload: "auto" });
   }
 
@@ -254,8 +257,9 @@ export class VideoFile {
       const grabbed = await this.#grabber.grab(this.#sampler);
       if (this.#over || !grabbed) return;
       if (this.#next !== number + 1) continue; // rewound meanwhile
-      if (this.sink.room() !== null) this.sink.frame(time, ...grabbed);
-      else this.rewind(time);
+      if (this.sink.room() === null) this.rewind(time);
+      else this.sink.frame(time, ...grabbed);
+      this.#soonest = performance.now() + 1000 / (OF_THE_MOST * this.most);
     }
     if (this.#over) return;
     if (this.asPlayed) while (!this.view.ended && !this.#over && (await this.#playOn())) await this.#change();
@@ -265,7 +269,8 @@ export class VideoFile {
   /** Whether the frame at `time` may go out now; keeps the seen video from running ahead of the model. */
   #mayTake(time) {
     const unanswered = this.sink.room();
-    const room = unanswered !== null && unanswered < FILE_IN_FLIGHT && !this.paused;
+    const early = performance.now() < this.#soonest;
+    const room = unanswered !== null && unanswered < FILE_IN_FLIGHT && !this.paused && !early;
     if (!this.asPlayed) return room;
     const reached = this.view.currentTime >= time || this.view.ended;
     const ahead = this.view.currentTime - time;
@@ -279,9 +284,11 @@ export class VideoFile {
     return true;
   }
 
+  /** Resolves when something may have changed. */
   #change() {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, 50);
+      const early = this.#soonest - performance.now();
+      const timer = setTimeout(resolve, early > 0 ? Math.min(early, 50) : 50);
       this.#wake = () => {
         clearTimeout(timer);
         resolve();

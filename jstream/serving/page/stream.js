@@ -17,7 +17,8 @@ export class LiveStream {
   #open = false;
   #over = false;
   #opened = 0; // how many streams were opened
-  #error = "";
+  #error = ""; // the newest one of this socket
+  #reason = ""; // why the server ended this stream
 
   /**
    * Args:
@@ -95,10 +96,10 @@ export class LiveStream {
       if (this.#over) break;
       if (closed.code === 1000 && closed.opened) {
         this.#over = true;
-        this.on.state("ended", { reason: this.#error || "closed" });
+        this.on.state("ended", { reason: this.#reason || "closed" });
         break;
       }
-      const message = this.#error || closed.reason || HOPELESS[closed.code] || "the connection was lost";
+      const message = closed.reason || this.#error || HOPELESS[closed.code] || "the connection was lost";
       if (closed.code in HOPELESS && closed.opened) {
         this.#fail(message);
         break;
@@ -118,7 +119,7 @@ export class LiveStream {
   #one() {
     this.#base = null;
     this.#waiting = [];
-    this.#error = "";
+    this.#error = this.#reason = "";
     let opened = false;
     const protocols = token() ? ["jstream.v1", `bearer.${token()}`] : ["jstream.v1"];
     return new Promise((resolve) => {
@@ -159,6 +160,7 @@ export class LiveStream {
 
   #notice(notice) {
     if (notice.type === "error") this.#error = notice.message;
+    if (notice.type === "ended") this.#reason = notice.reason;
     if (notice.type === "dropped") this.#answered(notice.time);
     this.on.notice(notice, notice.time === undefined ? null : notice.time + (this.#base ?? 0));
   }
