@@ -20,6 +20,15 @@ MAX_HOST, MAX_LABEL = 253, 63  # characters of a name in the DNS (RFC 1035)
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}  # IANA
 MIN_TOKEN = 16  # characters that an operator's own token has at least
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+INTERNAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",  # IETF's protocols (RFC 6890), and one cloud's metadata; global to some versions of Python
+            "168.63.129.16/32",  # looks public, and is Azure's host to each of its machines
+        ),
+    )
+)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 address
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]+(?<!-)")
@@ -233,7 +242,8 @@ def is_public(address: Address) -> bool:
             return is_public(address.ipv4_mapped)
         if address.sixtofour or address.teredo or address.is_site_local:
             return False
-    return address.is_global and not (address.is_multicast or address.is_reserved)
+    internal = address.is_multicast or address.is_reserved or any(address in network for network in INTERNAL)
+    return address.is_global and not internal
 
 
 def _plain(address: Address) -> Address:
@@ -291,8 +301,9 @@ def checked_token(text: str) -> str:
     token = text.strip()
     if len(token) < MIN_TOKEN or not _TOKEN.fullmatch(token):
         raise UserError(
-            f"expected a token of {MIN_TOKEN} or more letters, digits, - and _, found {len(token)} characters"
-            f"{'' if _TOKEN.fullmatch(token) else ', others among them'}; make one with `openssl rand -hex 32`"
+            f"--token_file or JSTREAM_TOKEN: expected a token of {MIN_TOKEN} or more letters, digits, - and _, found "
+            f"{len(token)} characters{'' if _TOKEN.fullmatch(token) else ', others among them'}; make one with "
+            "`openssl rand -hex 32`"
         )
     return token
 

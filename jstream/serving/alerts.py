@@ -27,7 +27,7 @@ from jstream.errors import UserError
 from jstream.serving import access
 from jstream.serving.access import HostRules, NotAllowed, Target
 from jstream.serving.spool import Spool
-from jstream.serving.webhook import Answer, Attempt, signed_headers
+from jstream.serving.webhook import SECRET_FLAG, Answer, Attempt, signed_headers
 
 SCHEMES = ("https", "http")
 FIRST_DELAY, LONGEST_DELAY = 1.0, 600.0  # seconds before the second attempt, and before the late ones
@@ -77,7 +77,7 @@ class Alert:
 
     def body(self) -> bytes:
         """What is posted: JSON in ASCII, the same bytes every time."""
-        fields = {"id": self.id, "stream": self.stream, "query": self.query, "event": self.event}
+        fields = {"id": self.id, "stream": self.stream, "query": self.query, "event": dict(self.event)}
         return json.dumps(fields, separators=(",", ":")).encode("ascii")
 
 
@@ -174,7 +174,7 @@ class Alerts:
         max_bytes: int = MAX_BYTES,
     ):
         if not secret:
-            raise UserError("the secret of webhooks: expected some bytes, found none; write one into its file")
+            raise UserError(f"{SECRET_FLAG}: expected a secret, found nothing; write one into the file")
         self._rules, self._secret, self._resolve = rules, secret, resolve
         self._clock, self._chance = clock or Clock(), chance
         self._tls = tls or ssl.create_default_context()
@@ -188,7 +188,8 @@ class Alerts:
         self._attempts: set[Attempt] = set()
         self._number = itertools.count()
         self._counted: collections.Counter[str] = collections.Counter()
-        self._full = self._closing = False
+        self._untold = 0  # refused, and not logged yet: the log may block, and `post` may not
+        self._closing = False
         self._load()
         starts = [self._write] * (self._spool is not None) + [self._work] * WORKERS
         self._threads = [threading.Thread(target=start, name="alerts", daemon=True) for start in starts]
@@ -217,11 +218,8 @@ class Alerts:
             full = len(self._pending) >= self._max_pending or self._bytes + len(body) > self._max_bytes
             if full or self._closing:
                 self._counted["refused"] += 1
-                if full and not self._full:
-                    logging.warning("alerts: %d wait, and new ones are refused", len(self._pending))
-                self._full = full
+                self._untold += full
                 return False
-            self._full = False
             pending = _Pending(alert, body, self._clock.unix(), self._clock.now() + GIVE_UP)
             self._add(pending)
             if self._spool is None:
@@ -301,15 +299,15 @@ class Alerts:
                 if not self._unwritten:
                     return
                 pending = self._unwritten.popleft()
+            fields = {field.name: getattr(pending.alert, field.name) for field in dataclasses.fields(Alert)}
+            written = False
             try:
-                self._spool.write({**dataclasses.asdict(pending.alert), "created": pending.created})
-                unwritten = None
+                self._spool.write({**fields, "event": dict(pending.alert.event), "created": pending.created})
+                written = True
             except Exception as error:  # a thread has nobody to tell, and the next one may go well
-                unwritten = error
+                logging.warning("alerts: %s: not written (%s), sent all the same", pending.alert.id, error)
             with self._changed:
-                if unwritten is not None:
-                    self._counted["unwritten"] += 1
-                    logging.warning("alerts: %s: not written (%s), sent all the same", pending.alert.id, unwritten)
+                self._counted["unwritten"] += not written
                 self._line_up(pending, self._clock.now())
                 self._changed.notify_all()
 
@@ -391,23 +389,29 @@ class Alerts:
             if not over:
                 due = min(now + delay(pending.attempts, answer.retry_after, self._chance()), pending.end)
                 self._line_up(pending, due)
-            self._tell(receiver, answer, over)
+            news = self._news(receiver, answer, over)
             if not receiver.waiting and not receiver.under_way:
                 self._receivers.pop(receiver.name, None)
             self._changed.notify_all()
+        for line in news:
+            logging.warning("alerts: %s", line)
         return over
 
-    def _tell(self, receiver: _Receiver, answer: Answer, over: list[_Pending]) -> None:
+    def _news(self, receiver: _Receiver, answer: Answer, over: list[_Pending]) -> list[str]:
+        """What the log should say of an answer: the first failure of a receiver, not every one."""
+        news = []
+        if self._untold:
+            news.append(f"{self._untold} were refused: too many wait")
+            self._untold = 0
         if answer.received:
-            if receiver.failing:
-                logging.warning("alerts: %s takes them again", receiver.name)
+            news += [f"{receiver.name} takes them again"] * receiver.failing
             receiver.failing = False
-            return
-        for pending in over:
-            logging.warning("alerts: %s for %s is given up: %s", pending.alert.id, receiver.name, answer)
-        if not over and not receiver.failing and not self._closing:
-            logging.warning("alerts: %s did not take one, and is tried again: %s", receiver.name, answer)
+        elif over:
+            news.append(f"{len(over)} for {receiver.name} given up, {over[0].alert.id} the first: {answer}")
+        elif not receiver.failing and not self._closing:
+            news.append(f"{receiver.name} did not take one, which is tried again for a day: {answer}")
             receiver.failing = True
+        return news
 
     def _forget(self, pending: _Pending) -> None:
         if self._spool is not None:

@@ -28,6 +28,8 @@ TIMEOUT = 10.0  # seconds for a connection, and for each read
 LONGEST = 30.0  # seconds for all of an attempt: an answer that trickles in would never time out
 MAX_ANSWER = 64 * 1024  # bytes of an answer's body that are read, and thrown away, so that the receiver can finish
 SECRET_PREFIX = "whsec_"
+MIN_SECRET, MAX_SECRET = 24, 64  # bytes, of the specification
+SECRET_FLAG = "--webhook_secret_file or JSTREAM_WEBHOOK_SECRET"
 
 
 class Answer(NamedTuple):
@@ -55,22 +57,22 @@ def secret_of(text: str) -> bytes:
     """The key that a secret stands for: `whsec_` and base64 as in the specification; any other text is the key itself.
 
     Raises:
-        UserError: there is none, or it is not base64.
+        UserError: there is none, or what stands behind `whsec_` is no key.
     """
     text = text.strip()
+    if not text:
+        raise UserError(f"{SECRET_FLAG}: expected a secret, found nothing; write one into the file")
+    if not text.startswith(SECRET_PREFIX):
+        return text.encode()
     try:
-        key = (
-            base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
-            if text.startswith(SECRET_PREFIX)
-            else None
-        )
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
     except binascii.Error:
+        key = b""
+    if not MIN_SECRET <= len(key) <= MAX_SECRET:
         raise UserError(
-            "the secret of webhooks: expected base64 behind whsec_, found something else; give it as it was made"
-        ) from None
-    key = text.encode() if key is None else key
-    if not key:
-        raise UserError("the secret of webhooks: expected some text, found none; write one into its file")
+            f"{SECRET_FLAG}: expected base64 of {MIN_SECRET} to {MAX_SECRET} bytes behind {SECRET_PREFIX}, found "
+            f"{f'{len(key)} bytes' if key else 'something else'}; make one with `echo whsec_$(openssl rand -base64 32)`"
+        )
     return key
 
 
