@@ -197,6 +197,29 @@ def test_every_attempt_is_signed_with_its_own_time(receiver, started):
         assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
 
 
+def verify(headers, body: bytes, secret: str, tolerance: float = 300.0) -> bool:
+    """What the docs give to receivers."""
+    key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode()
+    sent = headers["webhook-timestamp"]
+    digest = hmac.digest(key, f"{headers['webhook-id']}.{sent}.".encode() + body, "sha256")
+    wanted = b"v1," + base64.b64encode(digest)
+    signed = any(hmac.compare_digest(wanted, given.encode()) for given in headers["webhook-signature"].split())
+    return signed and abs(time.time() - int(sent)) <= tolerance
+
+
+def test_a_receiver_tells_the_servers_requests_from_others_with_ten_lines(receiver, started):
+    hook = receiver()
+    alerts = started(clock=module.Clock())
+    alerts.post(alert(hook))
+    until(lambda: alerts.counts().delivered)
+    _, headers, body = hook.requests[0]
+    assert verify(headers, body, SECRET.decode())
+    assert not verify(headers, body + b" ", SECRET.decode()) and not verify(headers, body, "another key")
+    assert not verify({**headers, "webhook-id": "s.2.0"}, body, SECRET.decode())
+    later = {**headers, **signed_headers("s.1.0", int(time.time()) - 301, body, SECRET)}
+    assert not verify(later, body, SECRET.decode()) and verify(later, body, SECRET.decode(), tolerance=600)
+
+
 def test_the_signature_is_that_of_the_specifications_own_libraries():
     key = secret_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
     headers = signed_headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}', key)

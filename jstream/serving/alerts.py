@@ -38,6 +38,7 @@ WORKERS = 8  # attempts at a time
 PER_RECEIVER = 2  # of them to one receiver: one that does not answer holds up its own alerts alone
 MAX_PENDING, MAX_BYTES = 10_000, 64 * 2**20  # alerts that wait, and bytes of them
 GRACE, CLOSING = 2.0, 1.0  # seconds at the end for attempts to finish, and, broken off, for their threads
+WRITING = 10.0  # seconds for the last ones to be written: a disk may have fallen behind
 GONE = 410
 
 
@@ -191,9 +192,9 @@ class Alerts:
         self._untold = 0  # refused, and not logged yet: the log may block, and `post` may not
         self._closing = False
         self._load()
-        starts = [self._write] * (self._spool is not None) + [self._work] * WORKERS
-        self._threads = [threading.Thread(target=start, name="alerts", daemon=True) for start in starts]
-        for thread in self._threads:
+        self._writer = threading.Thread(target=self._write, name="alerts writer", daemon=True)
+        self._workers = [threading.Thread(target=self._work, name="alerts", daemon=True) for _ in range(WORKERS)]
+        for thread in [self._writer] * (self._spool is not None) + self._workers:
             thread.start()
 
     def check(self, url: str) -> Target:
@@ -242,6 +243,7 @@ class Alerts:
                 return
             self._closing = True
             self._changed.notify_all()
+        end = time.monotonic() + WRITING
         self._join(GRACE)
         with self._changed:
             attempts = list(self._attempts)
@@ -249,9 +251,12 @@ class Alerts:
             attempt.stop("the server stops")
         self._join(CLOSING)
         if self._spool is not None:
+            self._writer.join(max(0.0, end - time.monotonic()))
             self._spool.close()
-        elif self._pending:
-            logging.warning("alerts: %d were not delivered and are lost; --spool=FOLDER keeps them", len(self._pending))
+        lost = len(self._unwritten if self._spool is not None else self._pending)
+        if lost:
+            why = "the folder was too slow" if self._spool is not None else "--spool=FOLDER keeps them"
+            logging.warning("alerts: %d were not delivered and are lost; %s", lost, why)
 
     def __enter__(self) -> "Alerts":
         return self
@@ -261,7 +266,7 @@ class Alerts:
 
     def _join(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        for thread in self._threads:
+        for thread in self._workers:
             thread.join(max(0.0, end - time.monotonic()))
 
     # --------------------------------------------------------------------------------------------- into the folder
@@ -299,10 +304,9 @@ class Alerts:
                 if not self._unwritten:
                     return
                 pending = self._unwritten.popleft()
-            fields = {field.name: getattr(pending.alert, field.name) for field in dataclasses.fields(Alert)}
             written = False
             try:
-                self._spool.write({**fields, "event": dict(pending.alert.event), "created": pending.created})
+                self._spool.write(_entry(pending))
                 written = True
             except Exception as error:  # a thread has nobody to tell, and the next one may go well
                 logging.warning("alerts: %s: not written (%s), sent all the same", pending.alert.id, error)
@@ -422,6 +426,12 @@ class Alerts:
         with self._changed:
             del self._pending[pending.alert.id]
             self._bytes -= len(pending.body)
+
+
+def _entry(pending: _Pending) -> dict[str, Any]:
+    """What lies in the folder."""
+    fields = {field.name: getattr(pending.alert, field.name) for field in dataclasses.fields(Alert)}
+    return {**fields, "event": dict(pending.alert.event), "created": pending.created}
 
 
 def _receiver_of(url: str) -> str:
