@@ -283,7 +283,7 @@ class Alerts:
                 texts = (alert.id, alert.url, alert.stream, alert.query)
                 if not (all(isinstance(text, str) for text in texts) and isinstance(alert.event, dict)):
                     raise TypeError("fields of other kinds")
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 damaged.append(self._spool.set_aside(str(entry["id"])))
                 continue
             age = max(0.0, self._clock.unix() - created)
