@@ -106,6 +106,7 @@ def test_public_hosts_are_allowed_by_name_and_by_address():
     assert addresses("https://example.com", "public", resolve=known) == ("93.184.216.34", "2606:2800:220:1::1")
     assert addresses("https://93.184.216.34", "public") == ("93.184.216.34",)
     assert addresses("https://[2606:2800:220:1::1]:8443/", "public") == ("2606:2800:220:1::1",)
+    assert addresses("https://[64:ff9b::808:808]/", "public") == ("64:ff9b::808:808",)  # 8.8.8.8, from IPv6 alone
     refusal("https://127.0.0.1", "public")
     refusal("https://[::1]", "public")
 

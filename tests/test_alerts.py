@@ -12,6 +12,7 @@ import json
 import pathlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -363,7 +364,9 @@ def test_an_alert_is_sent_only_when_it_is_in_the_folder_and_nobody_waits_for_tha
     assert alerts.counts().pending == 1 and hook.requests == []
     written.set()
     until(lambda: alerts.counts().delivered == 1 and not alerts.counts().pending)
-    assert hook.ids == ["s.1.0"]
+    alerts.post(alert(hook, 2))
+    until(lambda: alerts.counts().delivered == 2 and not alerts.counts().pending)
+    assert hook.ids == ["s.1.0", "s.2.0"]
 
 
 def test_a_full_disk_is_counted_and_the_alert_is_sent_all_the_same(receiver, started, tmp_path, monkeypatch):
@@ -484,6 +487,19 @@ def test_receivers_that_do_not_answer_hold_up_nobody_else(receiver, started, tmp
     assert alerts.counts()[:3] == (0, 50, 0)
 
 
+def test_receivers_take_turns_however_much_waits_for_one_of_them(receiver, started, monkeypatch):
+    monkeypatch.setattr(module, "WORKERS", 1)
+    posted = threading.Event()
+    hook = receiver(posted, 200)
+    alerts = started(patterns=["127.0.0.1", "localhost"], resolve=lambda *_: ["127.0.0.1"])
+    for number in range(4):
+        alerts.post(alert(hook, number))
+    alerts.post(alert(hook, 9, url=f"http://localhost:{hook.server_port}/"))
+    posted.set()
+    until(lambda: not alerts.counts().pending)
+    assert hook.ids == ["s.0.0", "s.9.0", "s.1.0", "s.2.0", "s.3.0"]
+
+
 def test_beyond_the_bound_the_oldest_stay_and_new_ones_are_refused(receiver, started):
     never = threading.Event()
     hook = receiver(never, 200, never, 200, 200)
@@ -576,7 +592,7 @@ def test_an_alert_to_a_url_that_is_none_harms_nobody(receiver, started):
 
 
 @pytest.mark.may_skip("a certificate is made with openssl, which not every system has")
-def test_a_certificate_has_to_be_valid_and_of_the_name(receiver, started, tmp_path):
+def test_a_certificate_has_to_be_valid_and_of_the_name(receiver, started, tmp_path, monkeypatch):
     if not shutil.which("openssl"):
         pytest.skip("no openssl here")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
@@ -587,13 +603,16 @@ def test_a_certificate_has_to_be_valid_and_of_the_name(receiver, started, tmp_pa
     served.load_cert_chain(certificate, key)
     hook = receiver(tls=served)
     known = ssl.create_default_context(cafile=str(certificate))
+    connect = socket.create_connection
+    to_the_hook = lambda place, seconds: connect((place[0], hook.server_port), seconds) if place[1] == 443 else None
+    monkeypatch.setattr(webhook.socket, "create_connection", to_the_hook)
     outcomes = {}
     for name, tls in {"hook.invalid": known, "other.invalid": known, "stranger": None}.items():
         host = "hook.invalid" if name == "stranger" else name
         alerts = started(patterns=[host], resolve=lambda *_: ["127.0.0.1"], tls=tls)
-        alerts.post(alert(hook, url=f"https://{host}:{hook.server_port}/"))
+        alerts.post(alert(hook, url=f"https://{host}/"))
         until(lambda: alerts.counts().delivered or alerts.counts().failed)  # noqa: B023
         outcomes[name] = bool(alerts.counts().delivered)
         alerts.close()
     assert outcomes == {"hook.invalid": True, "other.invalid": False, "stranger": False}
-    assert [headers["Host"] for _, headers, _ in hook.requests] == [f"hook.invalid:{hook.server_port}"]
+    assert [headers["Host"] for _, headers, _ in hook.requests] == ["hook.invalid"]
