@@ -1,15 +1,15 @@
 """Measures speed and memory, on the devices that are here: one mode for each thing that is measured.
 
-    python -m jstream.bench --mode=train --config=configs/tiny.py [--stage=3 --steps=20 --turns=60 --out=FOLDER]
-    python -m jstream.bench --mode=train --config=configs/tiny.py --peer            # beside torch, extra `parity`
-    python -m jstream.bench --mode=rows --config=configs/streamo.py --dialogues=FILE [--workers=2 --step_ms=500]
-    python -m jstream.bench --mode=frame [--config=FILE --slots=8192 --seen=1024]   # or reply: a stream's step
-    python -m jstream.bench --mode=peer --config=configs/bench_125m.py              # the same beside torch
-    python -m jstream.bench --mode=engine [--streams=16 --frames=60]                # many streams in one batch
-    python -m jstream.bench --mode=longrun [--memory=sinks --frames=10000]          # one stream, for hours
-    python -m jstream.bench --mode=serve [--streams=16 --frames=600 --hostile]      # clients of the live server
+    python -m jstream.bench --mode=frame            # a step of a stream; or reply
+    python -m jstream.bench --mode=engine --streams=4      # many streams at once
+    python -m jstream.bench --mode=longrun --frames=2000      # one, for long
+    python -m jstream.bench --mode=serve --streams=4 --hostile   # the live server
+    python -m jstream.bench --mode=peer --config=configs/bench_125m.py  # and torch
+    python -m jstream.bench --mode=train --config=configs/tiny.py --stage=3
+    python -m jstream.bench --mode=rows --config=configs/tiny.py
 
-What is measured, and what was found where: docs/benchmarks.md. The folder gets `report.json`.
+What is measured, and what was found where: docs/benchmarks.md. `--mode=peer`, and `--peer` with `--mode=train`, need
+the extra `parity`. The folder gets `report.json`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,25 +21,27 @@ from jstream.benchmarks import peer, report, rows, serve, stream_peer, streams, 
 from jstream.benchmarks.report import Figure
 from jstream.config import ConfigError, TrainConfig
 
-_MODE = flags.DEFINE_string("mode", None, "What to measure.")
+_MODE = flags.DEFINE_string("mode", None, "What to measure: see the examples.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing.")
 _STEPS = flags.DEFINE_integer("steps", 20, "How many steps, or rows, are timed.", lower_bound=1)
-_STAGE = flags.DEFINE_integer("stage", -1, "Which stage of the config, the first is 0; the last by default.")
+_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row, or frames of a stream.", lower_bound=0)
+
+command.heading("Training (train, rows):")
+_STAGE = flags.DEFINE_integer("stage", -1, "Of the config, the first is 0; the last by default.")
 _TURNS = flags.DEFINE_integer("turns", 60, "Turns of each made-up dialogue.", lower_bound=1)
 _ROWS = flags.DEFINE_integer("rows", 0, "Rows of a step, in one part; the stage's by default.", lower_bound=0)
-_FRAMES = flags.DEFINE_integer("frames", 0, "Frame slots of a row, or frames of a stream.", lower_bound=0)
 _TOKENS = flags.DEFINE_integer("tokens", 0, "Token slots of a row; the stage's by default.", lower_bound=0)
-_PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch and transformers; extra `parity`.")
-_DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or a prepared folder; the world by default.")
-_WORKERS = flags.DEFINE_integer("workers", 2, "The most processes that make rows; one is always timed.", lower_bound=1)
-_STEP_MS = flags.DEFINE_float("step_ms", 0.0, "A training step's milliseconds: says how long it would wait for rows.")
+_PEER = flags.DEFINE_bool("peer", False, "Beside the same step in torch; extra `parity`.")
+_DIALOGUES = flags.DEFINE_string("dialogues", "", "Annotations or prepared folder; the world by default.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "The most processes that make rows; one is timed too.", lower_bound=1)
+_STEP_MS = flags.DEFINE_float("step_ms", 0.0, "Of a training step: how long would it wait for rows?")
 
-
+command.heading("Streams (frame, reply, peer, engine, longrun, serve):")
 _STREAMS = flags.DEFINE_integer("streams", 16, "How many are watched at once.", lower_bound=1)
 _SLOTS = flags.DEFINE_integer("slots", 1024, "Tokens that the cache can hold.", lower_bound=64)
-_SEEN = flags.DEFINE_integer("seen", 0, "Tokens that a stream has seen; as many as the cache can hold by default.", 0)
-_HOSTILE = flags.DEFINE_bool("hostile", False, "Clients of the server once more, with hostile ones beside them.")
-_MEMORY = flags.DEFINE_string("memory", "", "Policy of the streams; append, and sinks for a long run, by default.")
+_SEEN = flags.DEFINE_integer("seen", 0, "Tokens already seen; as many as it can hold by default.", 0)
+_HOSTILE = flags.DEFINE_bool("hostile", False, "Of serve: once more, with hostile clients beside them.")
+_MEMORY = flags.DEFINE_string("memory", "", "Policy; append by default, sinks for a long run.")
 
 
 def _train(config: TrainConfig | None) -> Sequence[Figure]:

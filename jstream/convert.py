@@ -1,4 +1,9 @@
-"""Converts a model: `python -m jstream.convert --source=FOLDER|id --target=FOLDER --format=orbax|hf [--dtype=…]`.
+"""Converts a model: one in a published format to a folder of ours, and back, or to weights in int8.
+
+    python -m jstream.convert --source=jstream/assets/tiny --target=runs/tiny8 \\
+        --format=orbax --int8
+    python -m jstream.convert --source=FOLDER --target=runs/qwen --format=orbax
+    python -m jstream.convert --source=runs/qwen --target=runs/back --format=hf
 
 `orbax` makes a folder of ours from one in a published format or a hub id; `hf` makes a published folder again, so that
 others can serve the model. There and back is the same bit for bit, its small files included, where no --dtype is given.

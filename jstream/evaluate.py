@@ -1,9 +1,10 @@
-"""Scores a checkpoint on the synthetic world or on dialogues, or the predictions of any model on a published benchmark.
+"""Scores a checkpoint on the synthetic world or on dialogues, or what any model answered on a published benchmark.
 
-    python -m jstream.evaluate --benchmark=world --seed=7 --out=runs/evaluation [--num_videos=64] [--checkpoint=FOLDER]
-    python -m jstream.evaluate --benchmark=live --annotations=DIALOGUES --out=runs/live [--checkpoint=FOLDER]
-    python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --predictions=FILE|FOLDER --out=runs/ovo
-    python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE --videos=FOLDER --out=runs/ovo
+    python -m jstream.evaluate --benchmark=world --seed=7 --num_videos=8 \\
+        --out=runs/evaluation
+    python -m jstream.evaluate --benchmark=live --annotations=FILE --out=runs/live
+    python -m jstream.evaluate --benchmark=ovo_bench --annotations=FILE \\
+        --predictions=FILE --out=runs/ovo      # or --videos=FOLDER: answers first
 
 The folder gets `report.json` and `report.md` (metrics with their rules and 95 % intervals); of the world also
 `predictions.jsonl` (what was said, one line a dialogue), of the others `scores.png`, a chart. Predictions are scored
@@ -29,34 +30,37 @@ BENCHMARKS = ("world", "live", *SCORERS)
 ANSWERED = ("ovo_bench", "streamingbench")  # those that a model can be run on
 MAX_NEW_TOKENS = 32  # of a reply; the longest of the world take about half
 
-_BENCHMARK = flags.DEFINE_string("benchmark", None, f"What to score on: {', '.join(BENCHMARKS)}.")
+_BENCHMARK = flags.DEFINE_string("benchmark", None, f"{', '.join(BENCHMARKS)}.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the report, made if missing.")
-
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "File of the benchmark's questions and right answers.")
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "What a model answered; stays as it is.")
-_VARIANT = flags.DEFINE_multi_string("variant", [], "Another rule of the benchmark; may be repeated.")
-_MODEL = flags.DEFINE_string("model", None, "Whose answers, where the predictions have those of several models.")
-_TOLERANCE = flags.DEFINE_float("tolerance", None, "Seconds that an answer may be early or late, where that counts.")
-
-_SEED = flags.DEFINE_integer("seed", None, "Names the series of worlds; take another than the model was trained with.")
-_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos of the world.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
 )
-_NUM_DIALOGUES = flags.DEFINE_integer("num_dialogues", None, "How many dialogues of the annotations; all by default.")
-_TASK = flags.DEFINE_multi_string("task", [], "Only this task of the world; may be repeated.")
-_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what that costs.")
-_RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer instead of through H.264.")
 
-_VIDEOS = flags.DEFINE_string("videos", None, "Folder of the benchmark's videos: the model answers its questions.")
+command.heading("What any model answered, by a benchmark's rules:")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "Questions and right answers; of live, the dialogues.")
+_PREDICTIONS = flags.DEFINE_string("predictions", None, "What a model answered; stays as it is.")
+_VARIANT = flags.DEFINE_multi_string("variant", [], "Another rule of the benchmark.")
+_MODEL = flags.DEFINE_string("model", None, "Whose answers, where there are those of several.")
+_TOLERANCE = flags.DEFINE_float("tolerance", None, "Seconds that an answer may be early or late.")
+
+command.heading("A checkpoint, on the world or on dialogues (live):")
+_SEED = flags.DEFINE_integer("seed", None, "Names the worlds; another than that of the training.")
+_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 64, "How many videos of the world.")
+_NUM_DIALOGUES = flags.DEFINE_integer("num_dialogues", None, "How many of the dialogues; all by default.")
+_TASK = flags.DEFINE_multi_string("task", [], "Only this task of the world.")
+_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keeps keys and values in int8, to see what it costs.")
+_RENDERED = flags.DEFINE_bool("rendered", False, "Takes frames from the renderer, not through H.264.")
+
+command.heading("A checkpoint that answers ovo_bench or streamingbench first:")
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of the benchmark's videos.")
 _PROTOCOL = flags.DEFINE_enum("protocol", "official", ["official", "streaming"], "How questions are asked.")
 _STREAMS = flags.DEFINE_integer("streams", 8, "Questions at once.", 1, 4096)
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames a second the model sees.", lower_bound=0.01, upper_bound=60.0)
-_MEMORY = flags.DEFINE_string("memory", None, "What of a long stream is kept; sinks:120 by default.")
+_MEMORY = flags.DEFINE_string("memory", None, "What is kept of a stream; sinks:120 by default.")
 _BASELINE = flags.DEFINE_multi_string(
     "baseline", None, "always_silent, always_respond, a memory, or none; the first two and last_frames:4 by default."
 )
-_CONTEXT = flags.DEFINE_float("context", None, "Seconds before a question that are seen; 0 for all.", lower_bound=0.0)
+_CONTEXT = flags.DEFINE_float("context", None, "Seconds seen before a question; 0 for all.", lower_bound=0.0)
 
 
 def scoring(scorer: ModuleType, annotations: pathlib.Path) -> Callable[[pathlib.Path], report.Report]:

@@ -1,10 +1,15 @@
 """Computes what a frozen vision tower makes of videos, once: training then runs no tower and decodes no video.
 
-    python -m jstream.features --config=configs/videollm_online.py --annotations=FILE --out=FOLDER [--batch=32]
+    python -m jstream.features --config=configs/videollm_online.py \\
+        --annotations=FILE --out=FOLDER
+    python -m jstream.data.world --out=runs/world --num_videos=4   # to try it
+    python -m jstream.features --config=configs/tiny.py \\
+        --config.weights.checkpoint=jstream/assets/tiny \\
+        --annotations=runs/world/dialogues.jsonl --out=runs/features
 
-makes FOLDER/vision_features/1.0.0, which `--config.dialogues` takes in place of the annotations, with the same config.
-FILE may also be a folder of `jstream.data.streamo_instruct`. Stopped, it goes on where it was; videos that cannot be
-read are listed in `skipped.jsonl` there.
+This makes FOLDER/vision_features/1.0.0, which `--config.dialogues` takes in place of the annotations, with the same
+config. FILE may also be a folder of `jstream.data.streamo_instruct`. Stopped, it goes on where it was; videos that
+cannot be read are listed in `skipped.jsonl` there.
 """
 
 import os

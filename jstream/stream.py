@@ -1,11 +1,16 @@
-"""Watches a video: `python -m jstream.stream [--video=clip.mp4] [--query="12:What colour is the circle now?"] …`.
+"""Watches videos, cameras or live streams with a model, and prints what it says, as it says it.
 
-`--video=rtsp://…` and `--video=0` watch a camera, until Ctrl-C, SIGTERM, `--duration` or its end. Several `--video` are
-watched together, in one batch; each is asked every query and gets a folder of its own in the output folder.
+    python -m jstream.stream                                # the bundled clip
+    python -m jstream.stream --query="5:How many objects are there now?"
+    python -m jstream.stream --video=FILE --fps=2 --query="Tell me when it rains."
+    python -m jstream.stream --video=rtsp://USER:PASSWORD@HOST/PATH
+    python -m jstream.stream --video=FILE --config=configs/joyai.py
 
-With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say where published
-weights lie and what language they speak. Prints what happens as it happens, and writes `events.jsonl`, `captions.vtt`
-and `timeline.png` to one folder.
+A camera or live stream (`--video=rtsp://…`, `--video=0`) is watched until Ctrl-C, SIGTERM, `--duration` or its end.
+Several `--video` are watched together, in one batch; each is asked every query and gets a folder of its own in the
+output folder. With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say
+where published weights lie and what language they speak. `events.jsonl`, `captions.vtt` and `timeline.png` are written
+to one folder.
 """
 
 import contextlib
@@ -40,36 +45,32 @@ from jstream.weights.checkpoint import BUNDLED
 from jstream.weights.published import load_of_config
 
 _VIDEO = flags.DEFINE_multi_string(
-    "video", [], "File, URL (http, https, rtsp, rtsps) or camera (0, /dev/video0); the bundled clip by default."
+    "video", [], "File, URL (https, rtsp, …) or camera (0, /dev/video0); the bundled clip by default."
 )
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "Model folder, ours or a published one, or hub id; the config's or the bundled model by default."
+    "checkpoint", "", "Model folder or hub id; the config's or the bundled model by default."
 )
 _TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Of the params; by default bfloat16, float32 on a CPU."
+    "dtype", None, ["float32", "bfloat16"], "Of the params; bfloat16 by default, float32 on a CPU."
 )
-_QUERY = flags.DEFINE_multi_string("query", [], 'What to ask, with the second to ask it at: "12:What colour is it?".')
+_QUERY = flags.DEFINE_multi_string("query", [], 'What to ask, and at which second: "12:What is it?".')
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames a second the model sees.", lower_bound=0.01, upper_bound=60.0)
-_OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, captions.vtt and timeline.png.")
-_REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera does: late frames are dropped.")
+_OUT = flags.DEFINE_string("out", "runs/stream", "Folder for events.jsonl, captions.vtt, timeline.png.")
+_REALTIME = flags.DEFINE_bool("realtime", False, "Keep to the clock, as a camera does; drop late frames.")
 _DURATION = flags.DEFINE_float("duration", None, "Seconds to watch; to the end by default.", lower_bound=0.1)
 _RECONNECT = flags.DEFINE_float(
-    "reconnect", RECONNECT, "Seconds for which a camera or live stream that was lost is tried again.", lower_bound=0.0
+    "reconnect", RECONNECT, "Seconds for which a lost live stream is tried again.", lower_bound=0.0
 )
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of replies; 0 is greedy.", lower_bound=0.0)
 _MEMORY = flags.DEFINE_string(
-    "memory", None, f"What of a long stream is kept: {EXPECTED}; append by default, sinks for what has no end."
+    "memory", None, f"What is kept of a stream: {EXPECTED}; append by default, sinks for what has no end."
 )
-_MAX_TURNS = flags.DEFINE_integer(
-    "max_turns", None, "Short for --memory=reprefill:N, a window of N turns: `max_rounds` of Streamo's inference.", 1
-)
-_CAPACITY = flags.DEFINE_integer(
-    "capacity", None, "Tokens the cache holds; by default enough for the video, or for the window of the memory.", 256
-)
+_MAX_TURNS = flags.DEFINE_integer("max_turns", None, "Short for --memory=reprefill:N, Streamo's `max_rounds`.", 1)
+_CAPACITY = flags.DEFINE_integer("capacity", None, "Tokens the cache holds; enough by default.", 256)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut there.", 1, 4096)
-_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keep keys and values in int8: half the bytes of bfloat16.")
+_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keep keys and values in int8, in half the bytes.")
 
 _DEFAULT_QUERY = "0:Narrate what happens."
 _UNKNOWN_LENGTH = 600  # turns to hold for a stream that does not say how long it is

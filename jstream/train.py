@@ -1,7 +1,12 @@
-"""Trains a model: `python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny [--config.a.b=c …]`.
+"""Trains a model, or goes on with a run that was stopped.
+
+    python -m jstream.train --config=configs/tiny.py --workdir=runs/tiny
+    python -m jstream.train --config=configs/streamo.py:3b \\
+        --config.dialogues=FILE --workdir=runs/streamo
 
 The run lives in its folder: `checkpoints/` (goes on from the last one, to the exact next batch), `metrics.jsonl`,
-TensorBoard event files, and at the end `model/`, which `jstream.load` opens.
+TensorBoard event files, and at the end `model/`, which `jstream.load` opens. The first example makes the bundled model;
+it takes hours, and needs no data. Any value of a config can be set, as in `--config.seed=2`.
 """
 
 import json

@@ -1,7 +1,10 @@
-"""Makes dialogues of annotated videos.
+"""Makes dialogues to train on of the annotations that others made of videos.
 
-    python -m jstream.data.prepare --source=youcook2 --annotations=yc2_train.json --task=narration --task=grounding \\
-        --videos=FOLDER --out=train.jsonl
+    python -m jstream.data.prepare --source=youcook2 --annotations=FILE \\
+        --task=narration --task=grounding --videos=FOLDER --out=train.jsonl
+    python -m jstream.data.world --out=runs/world --num_videos=4   # to try it
+    python -m jstream.data.prepare --source=streamo --out=runs/train.jsonl \\
+        --annotations=runs/world/dialogues.jsonl --videos=runs/world
 
 `--config.dialogues=train.jsonl` then trains on them. With --format=array_record the videos are decoded as well, into a
 dataset under the folder --out that takes the place of the file. Stopped, it goes on where it was. docs/data.md lists
@@ -21,7 +24,7 @@ _SOURCE = flags.DEFINE_string("source", None, f"One of {', '.join(SOURCES)}.")
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "Its file.")
 _DURATIONS = flags.DEFINE_string("durations", None, "A table of durations, where the source keeps them apart.")
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder with the videos, in folders of any depth.")
-_TASKS = flags.DEFINE_multi_string("task", [], "What to make of it, such as narration; may be given several times.")
+_TASKS = flags.DEFINE_multi_string("task", [], "What to make of it, such as narration.")
 _OUT = flags.DEFINE_string("out", None, "FILE.jsonl, or a folder, made if missing.")
 _FORMAT = flags.DEFINE_enum("format", "jsonl", ["jsonl", "array_record"], "Dialogues alone, or with decoded frames.")
 _FPS = flags.DEFINE_float("fps", 1.0, "Of array_record: sampled frames a second.")

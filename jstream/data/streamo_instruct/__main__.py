@@ -1,9 +1,12 @@
-"""Prepares annotations and their videos for training.
+"""Prepares annotations and their videos for training: every video is decoded once.
 
-    python -m jstream.data.streamo_instruct --annotations=FILE --out=FOLDER [--fps=1] [--workers=8]
+    python -m jstream.data.streamo_instruct --annotations=FILE --out=FOLDER
+    python -m jstream.data.world --out=runs/world --num_videos=4   # to try it
+    python -m jstream.data.streamo_instruct --out=runs/prepared \\
+        --annotations=runs/world/dialogues.jsonl
 
-makes FOLDER/streamo_instruct/1.0.0, which `--config.dialogues` takes in place of the annotations. Stopped, it goes on
-where it was; videos that cannot be read are listed in `skipped.jsonl` there.
+This makes FOLDER/streamo_instruct/1.0.0, which `--config.dialogues` takes in place of the annotations. Stopped, it
+goes on where it was; videos that cannot be read are listed in `skipped.jsonl` there.
 """
 
 import os
@@ -16,9 +19,9 @@ from jstream.data import streamo_instruct
 
 _DEFAULTS = streamo_instruct.Sampling()
 
-_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A .json, .jsonl or .array_record file, its videos beside it.")
+_ANNOTATIONS = flags.DEFINE_string("annotations", None, "A .json, .jsonl or .array_record, its videos beside it.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to, made if missing.")
-_FPS = flags.DEFINE_float("fps", _DEFAULTS.fps, "Sampled frames a second, where the annotations do not say.")
+_FPS = flags.DEFINE_float("fps", _DEFAULTS.fps, "Frames a second, where the annotations do not say.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", _DEFAULTS.max_pixels, "Of a frame; larger ones are scaled down.")
 _QUALITY = flags.DEFINE_integer("quality", _DEFAULTS.quality, "Quality of the JPEG, 1 to 95.")
 _MAX_FRAMES = flags.DEFINE_integer("max_frames", _DEFAULTS.max_frames, "Frames of a video, from the first on.")

@@ -1,8 +1,9 @@
 """Writes worlds as videos with dialogues.
 
-    python -m jstream.data.world --out=DIR --num_videos=100 --seed=0
+    python -m jstream.data.world --out=runs/world --num_videos=4 --seed=0
 
-makes DIR/videos/000000.mp4 …, DIR/dialogues.jsonl and DIR/world.json. Stopped, it goes on where it was.
+This makes runs/world/videos/000000.mp4 …, runs/world/dialogues.jsonl and runs/world/world.json. Stopped, it goes on
+where it was.
 """
 
 import os
