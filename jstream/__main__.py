@@ -5,6 +5,7 @@ that what can be done is listed at once.
 """
 
 import difflib
+import os
 import runpy
 import sys
 from pathlib import PurePath
@@ -33,7 +34,7 @@ def listing(called: str, inside: str) -> str:
     width = max(map(len, shown))
     return "\n".join(
         [
-            f"usage: {' '.join(filter(None, [called, inside]))} COMMAND [--FLAG=VALUE …]",
+            f"usage: {' '.join(filter(None, [called, inside]))} COMMAND [--FLAG=VALUE ...]",
             "",
             *(f"  {name:{width}}  {what}" for name, what in shown.items()),
             "",
@@ -50,7 +51,10 @@ def main() -> None:
     inside = "data" if given[:1] == ["data"] else ""
     rest = given[1:] if inside else given
     if not rest or rest[0] in _HELP:
-        print(listing(called, inside))
+        try:
+            print(listing(called, inside), flush=True)
+        except BrokenPipeError:  # as in `jstream.command`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if rest[0] == "--version" and not inside:
         from importlib import metadata

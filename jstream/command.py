@@ -50,7 +50,10 @@ def run(main: Callable[[], Any]) -> None:
     asked = [argument.lstrip("-").partition("=")[0] for argument in sys.argv[1:] if argument.startswith("-")]
     if any(name in ("h", "help", "helpshort", "helpfull") for name in asked):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # … is not in every encoding
-        print(full_help(main) if "helpfull" in asked else short_help(main))
+        try:
+            print(full_help(main) if "helpfull" in asked else short_help(main), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at the end either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
     logging.set_verbosity(logging.WARNING)
