@@ -1,8 +1,12 @@
-"""Serves a page and an API for live streams: `python -m jstream.serve`, then http://127.0.0.1:8000 in a browser.
+"""Serves a page and an API for live streams, all watched by one model as one batch.
 
-All streams are watched by one model, as one batch: cameras of browsers and programs over a WebSocket, and cameras of
-the network (`--source_host=camera.example` allows one). On another address than loopback everybody needs a token
-(`--host=0.0.0.0`), and a phone's camera needs TLS (`--certificate --key`). docs/serving.md tells the rest.
+    python -m jstream.serve                           # then http://127.0.0.1:8000
+    python -m jstream.serve --streams=4 --source_host=camera.example
+    python -m jstream.serve --host=0.0.0.0 --certificate=FILE --key=FILE
+
+Streams are cameras of browsers and programs over a WebSocket, and cameras of the network (`--source_host` allows one).
+On another address than loopback everybody needs a token, and a phone's camera needs TLS. docs/serving.md tells
+the rest.
 """
 
 import contextlib
@@ -41,20 +45,20 @@ try:
 except ModuleNotFoundError as error:
     command.fail(f"expected the extra `serve`, found no {error.name}; install it with pip install 'jstream[serve]'")
 
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all of this machine's.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all there are.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Model folder or hub id; the config's or the bundled model.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Model folder or hub id; the bundled by default.")
 _TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the params; float32 on a CPU, else bfloat16.")
 _STREAMS = flags.DEFINE_integer("streams", 16, "Streams at once.", 1, 1024)
-_MEMORY = flags.DEFINE_string("memory", "sinks", f"What of a long stream is kept: {EXPECTED}.")
-_CAPACITY = flags.DEFINE_integer("capacity", None, "Tokens of a stream's cache; by default as the memory needs.", 256)
+_MEMORY = flags.DEFINE_string("memory", "sinks", f"What is kept of a stream: {EXPECTED}.")
+_CAPACITY = flags.DEFINE_integer("capacity", None, "Tokens of a stream's cache; enough by default.", 256)
 _THRESHOLD = flags.DEFINE_float("threshold", None, "Speak when p(response) reaches this.", 0.0, 1.0)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "A reply is cut there.", 1, 4096)
-_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keep keys and values in int8: half the bytes of bfloat16.")
-_SIZE = flags.DEFINE_string("frame_size", "640x360", "Of frames, where a model's tower keeps their aspect.")
+_INT8_CACHE = flags.DEFINE_bool("int8_cache", False, "Keep keys and values in int8, in half the bytes.")
+_SIZE = flags.DEFINE_string("frame_size", "640x360", "Of frames, where a tower keeps their aspect.")
 _FPS_MAX = flags.DEFINE_float("fps_max", 30.0, "Frames a second of one stream, at most.", 0.01, 1000.0)
-_TOKEN_FILE = flags.DEFINE_string("token_file", None, "Holds the token that clients bring; or JSTREAM_TOKEN.")
+_TOKEN_FILE = flags.DEFINE_string("token_file", None, "With the token of clients; or JSTREAM_TOKEN.")
 _ORIGIN = flags.DEFINE_multi_string("origin", [], "A further origin of pages, such as https://app.example.com.")
 _SOURCE_HOST = flags.DEFINE_multi_string("source_host", [], "A host to watch: a name, *.name, address or network.")
 _WEBHOOK_HOST = flags.DEFINE_multi_string("webhook_host", [], "A host to post to: the same, or the word public.")
