@@ -270,7 +270,7 @@ def measure(clients: int, frames: int, hostile: bool) -> list[Figure]:
                 seen, memory, counts = asyncio.run(_round(port, process, pictures, frames, bad, bar))
             figures += _figures(name, seen, memory, frames)
             if bad:
-                figures.append(Figure("hostile_clients", sum(counts.values()), "{}"))
+                figures.append(Figure("hostile_connections", sum(counts.values()), "{}"))
     session, others, off = Session(load_model(), MEMORY, fps=FPS), 0, 0.0
     for one, shown in zip(tqdm(seen, desc="comparing", unit="client"), pictures):
         count, far = differences(one.events, offline(session, shown, frames))
