@@ -178,6 +178,20 @@ def test_adapters_are_written_also_beside_a_tower_that_has_no_published_form(tmp
     assert any("connector" in name for name in tensors) and not any("vision" in name for name in tensors)
 
 
+def test_adapters_are_written_also_beside_a_connector_that_has_no_published_form(tmp_path):
+    """As beside the bundled model's, which has an embedding of each place, and which they leave as it is."""
+    vision = dataclasses.replace(CONFIG.model.vision, token_positions=True)
+    stage = dataclasses.replace(ADAPTED, freeze=(*ADAPTED.freeze, "projector/.*"))
+    config = dataclasses.replace(
+        CONFIG, stages=(stage,), lora=LORA, model=dataclasses.replace(CONFIG.model, vision=vision)
+    )
+    state, frozen = jax.jit(lambda: prepare(config, jax.random.key(0), len(WORDS)))()
+    assert "projector/token_positions" in frozen
+    write_adapter(tmp_path / "adapter", config.model, state.trained, LORA, "base")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert tensors and all("lora_" in name for name in tensors)
+
+
 def test_dropout_acts_on_adapters_and_differs_from_step_to_step(batch, protocol):
     config = dataclasses.replace(CONFIG, stages=(ADAPTED,), lora=dataclasses.replace(LORA, dropout=0.5))
     state, frozen = jax.jit(lambda: prepare(config, jax.random.key(0), len(WORDS)))()

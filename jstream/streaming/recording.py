@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.transforms import Affine2D, Transform
 
 from jstream.streaming.event import Asked, Event
 
@@ -428,14 +429,20 @@ def _draw_labels(figure: Figure, labels: Sequence[Label], foot: float, dot: floa
             _write(figure, x + LABEL_PAD, top - LABEL_PAD - LINE_HEIGHT * (row + 0.76), line, INK if row else colour)
 
 
+def _inches(figure: Figure) -> Transform:
+    """From inches; unlike `dpi_scale_trans` it goes with the axes where a notebook crops the figure."""
+    width, height = figure.get_size_inches()
+    return Affine2D().scale(1 / width, 1 / height) + figure.transFigure
+
+
 def _write(figure: Figure, x: float, y: float, text: str, colour: str, size: float = FONT_SIZE) -> None:
     style = {"color": colour, "size": size, "family": _font_families(), "parse_math": False}
-    figure.text(x, y, text, transform=figure.dpi_scale_trans, **style)
+    figure.text(x, y, text, transform=_inches(figure), **style)
 
 
 def _box(figure: Figure, x: float, y: float, width: float, height: float, colour: str) -> None:
-    figure.add_artist(Rectangle((x, y), width, height, color=colour, lw=0, zorder=2, transform=figure.dpi_scale_trans))
+    figure.add_artist(Rectangle((x, y), width, height, color=colour, lw=0, zorder=2, transform=_inches(figure)))
 
 
 def _line(figure: Figure, x: list[float], y: list[float], colour: str, **style) -> None:
-    figure.add_artist(Line2D(x, y, color=colour, transform=figure.dpi_scale_trans, **{"linewidth": 1.0, **style}))
+    figure.add_artist(Line2D(x, y, color=colour, transform=_inches(figure), **{"linewidth": 1.0, **style}))

@@ -35,8 +35,9 @@ def write_adapter(
     if isinstance(config.vision, QwenVisionConfig):
         families = [hf.FAMILIES["qwen2_5_vl" if config.vision.tower == "qwen2_5" else "qwen3_vl"]]
     else:
-        towers = [hf.FAMILIES["siglip"]] if any(path.startswith("vision/") for path in trained) else []
-        families = [hf.FAMILIES["llama"], *towers, hf.CONNECTOR]
+        parts = {"vision": hf.FAMILIES["siglip"], "projector": hf.CONNECTOR}
+        of = {path.partition("/")[0] for path in trained}  # a part that was not trained may have no published form
+        families = [hf.FAMILIES["llama"], *(family for part, family in parts.items() if part in of)]
     leaves = hf.flat(abstract_params(config))
     planned = [tensor for family in families for tensor in hf.plan_of(family, config, leaves).values()]
 
