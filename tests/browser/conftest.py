@@ -27,8 +27,9 @@ expect.set_options(timeout=PATIENCE)
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> pathlib.Path:
-    """Folder of compiled programs, for all servers of this run."""
-    return tmp_path_factory.mktemp("compiled")
+    """Folder of compiled programs, for all servers of this run, or of several where JAX_COMPILATION_CACHE_DIR is set."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return pathlib.Path(given) if given else tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(scope="session")

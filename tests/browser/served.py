@@ -2,6 +2,7 @@
 started again at the same address; nothing here knows of browsers.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -38,6 +39,7 @@ class Served:
         self._command = [sys.executable, "-m", "jstream.serve", f"--port={self.port}", *flags]
         self._environment = os.environ | {
             "PYTHONPATH": str(REPOSITORY),
+            "XLA_FLAGS": "",  # what makes tests of small models compile soon makes this one slow
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -106,20 +108,17 @@ class Guests:
     def __init__(self, server: Served, count: int):
         self._address = server.address.replace("http", "ws") + "v1/live"
         self._count = count
-        self._sockets: list[websockets.sync.client.ClientConnection] = []
+        self._sockets = contextlib.ExitStack()
 
     def __enter__(self) -> "Guests":
         for _ in range(self._count):
-            guest = websockets.sync.client.connect(self._address)
-            self._sockets.append(guest)
+            guest = self._sockets.enter_context(websockets.sync.client.connect(self._address))
             guest.send(json.dumps({"type": "open"}))
             assert json.loads(guest.recv())["type"] == "opened"
         return self
 
     def leave(self) -> None:
-        for guest in self._sockets:
-            guest.close()
-        self._sockets = []
+        self._sockets.close()
 
     def __exit__(self, *_) -> None:
         self.leave()
