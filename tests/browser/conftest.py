@@ -27,7 +27,7 @@ expect.set_options(timeout=PATIENCE)
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> pathlib.Path:
-    """Folder of compiled programs, for all servers of this run, or of several where JAX_COMPILATION_CACHE_DIR is set."""
+    """Folder of compiled programs, for all servers of this run; JAX_COMPILATION_CACHE_DIR keeps them for others."""
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return pathlib.Path(given) if given else tmp_path_factory.mktemp("compiled")
 

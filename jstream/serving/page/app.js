@@ -356,7 +356,7 @@ function askForToken() {
 }
 
 byId("access_form").addEventListener("submit", () => {
-  setToken(byId("token").value.trim());
+  setToken(byId("token").value.replace(/[^\x21-\x7e]/g, "")); // as no header holds anything else
   run?.stream?.hurry();
   lookAtServer();
 });

@@ -15,6 +15,8 @@ export class NetworkStream {
   #base = 0;
   #born = performance.now();
   #created = 0;
+  #said = 0; // questions that the stream began with
+  #most = Infinity; // of them that a stream may begin with, the newest
   #over = false;
   #reading = null; // AbortController of the events
 
@@ -87,17 +89,21 @@ export class NetworkStream {
         }
         const full = error instanceof Refusal && error.status === 429;
         const message = error instanceof Refusal ? error.message : "the connection was lost";
-        const { outcome, message: why } = await this.patience.mend({ full, message });
-        if (outcome === "failed" && !this.#over) {
+        const why = await this.patience.mend({ full, message });
+        if (why.kind === "failed" && !this.#over) {
           this.#over = true;
-          this.on.state("failed", { message: why });
+          this.on.state("failed", { message: why.message });
         }
+        // A server with free places refused: the questions are more than it hears with one frame.
+        if (full && why.kind === "ready") this.#most = Math.max(1, this.#said >> 1);
       }
     }
   }
 
   async #create() {
-    const queries = this.standing();
+    const queries = this.standing().slice(-this.#most);
+    this.#said = queries.length;
+    const before = this.standing();
     const again = this.#created > 0;
     const answer = await call("v1/streams", { method: "POST", json: { source: this.source, queries, ...this.settings } });
     const stream = await answer.json();
@@ -111,7 +117,7 @@ export class NetworkStream {
     this.#last = 0;
     this.#id = stream.id;
     this.on.opened(stream, again);
-    for (const text of this.standing().slice(queries.length)) this.ask(text); // asked meanwhile
+    for (const text of this.standing()) if (!before.includes(text)) this.ask(text); // asked meanwhile
   }
 
   /** Reads events until the connection ends; what was read last is where the next reading goes on. */

@@ -29,11 +29,11 @@ export class Patience {
   /**
    * Finds out why there is no stream, tells it and waits until it is worth another attempt.
    * Args: `lost` {full, message}: what the stream itself knows of it.
-   * Returns "again", or "failed" with its message where no attempt will help.
+   * Returns {kind, message}: why there was none as `diagnose` has it; where it is "failed" no attempt will help.
    */
   async mend({ full = false, message = "" } = {}) {
     const why = await diagnose();
-    if (why.kind === "failed") return { outcome: "failed", message: why.message };
+    if (why.kind === "failed") return why;
     if (why.kind === "denied") {
       this.tell("denied", why);
       await this.#until(Infinity);
@@ -44,7 +44,7 @@ export class Patience {
       const name = full || why.kind === "full" ? "full" : "reconnecting";
       await this.#countdown(name, { ...why, message: why.kind === "unreachable" ? why.message : message });
     }
-    return { outcome: "again" };
+    return why;
   }
 
   async #countdown(name, detail) {

@@ -50,7 +50,7 @@ export class Run {
     this.page.state("opening");
     await this.source?.start(this.what.device);
     if (this.over) return;
-    const standing = () => this.#asked.slice(-(this.what.mostStanding ?? MOST_STANDING));
+    const standing = () => [...new Set(this.#asked)].slice(-(this.what.mostStanding ?? MOST_STANDING));
     const on = {
       state: (name, detail) => this.#state(name, detail),
       opened: (_, again) => this.#opened(again),

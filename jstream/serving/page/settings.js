@@ -56,7 +56,8 @@ export class Settings {
 
   #rates(most) {
     const chosen = byId("fps").value || "1";
-    byId("fps").replaceChildren(...RATES.filter((rate) => rate <= most).map((rate) => new Option(String(rate), rate)));
+    const rates = RATES.filter((rate) => rate <= most);
+    byId("fps").replaceChildren(...(rates.length ? rates : [most]).map((rate) => new Option(String(rate), rate)));
     byId("fps").value = chosen;
     if (!byId("fps").value) byId("fps").selectedIndex = 0;
   }

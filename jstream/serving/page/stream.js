@@ -5,6 +5,7 @@ import { address, token } from "./api.js";
 import { Patience } from "./patience.js";
 
 const DEAD_AFTER = 30000; // ms without any word although frames wait: the connection is dead and nobody said so
+// Close codes after which the same would only happen again.
 const HOPELESS = { 1003: "the server did not understand", 1008: "the server refused", 1009: "a frame was too big" };
 const SAME_TIME = 1e-3; // seconds; frames are farther apart
 
@@ -16,6 +17,8 @@ export class LiveStream {
   #greeted = false; // the message that opens a stream was sent
   #open = false;
   #over = false;
+  #said = 0; // questions that the opening of this stream held
+  #most = Infinity; // of them that an opening may hold, the newest
   #opened = 0; // how many streams were opened
   #error = ""; // the newest one of this socket
   #reason = ""; // why the server ended this stream
@@ -100,12 +103,14 @@ export class LiveStream {
         break;
       }
       const message = closed.reason || this.#error || HOPELESS[closed.code] || "the connection was lost";
-      if (closed.code in HOPELESS && closed.opened) {
+      if (closed.code in HOPELESS) {
         this.#fail(message);
         break;
       }
-      const { outcome, message: why } = await this.patience.mend({ full: closed.code === 1013, message });
-      if (outcome === "failed" && !this.#over) this.#fail(why);
+      const why = await this.patience.mend({ full: closed.code === 1013, message });
+      if (why.kind === "failed" && !this.#over) this.#fail(why.message);
+      // A server with free places refused the opening: the questions are more than it hears with one frame.
+      if (why.kind === "ready" && !closed.opened && this.#error) this.#most = Math.max(1, this.#said >> 1);
     }
     clearInterval(watch);
   }
@@ -127,13 +132,15 @@ export class LiveStream {
       try {
         socket = new WebSocket(address("v1/live", "ws"), protocols);
       } catch {
-        resolve({ code: 1008, reason: "the token holds characters that no token has", opened });
+        resolve({ code: 1006, reason: "the token holds characters that no token has", opened });
         return;
       }
       this.#socket = socket;
       socket.onopen = () => {
         this.#heard = performance.now();
-        this.#say({ type: "open", ...this.settings, queries: this.standing() });
+        const queries = this.standing().slice(-this.#most);
+        this.#said = queries.length;
+        this.#say({ type: "open", ...this.settings, queries });
         this.#greeted = true;
       };
       socket.onmessage = ({ data }) => {

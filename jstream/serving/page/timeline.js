@@ -25,6 +25,7 @@ export class Timeline {
   #chosen = null; // the time of the chosen moment
   #at = -1; // the reply that is chosen
   #hover = null; // pixels
+  #width = 0; // of the canvas; asking for it lays the page out anew, so it is asked once a drawing
   #due = false;
 
   /**
@@ -151,11 +152,11 @@ export class Timeline {
   // ----------------------------------------------------------------------------------------------------------- drawing
 
   #x(time) {
-    return SIDE + ((time - this.#from) / (this.#to - this.#from)) * (this.canvas.clientWidth - 2 * SIDE);
+    return SIDE + ((time - this.#from) / (this.#to - this.#from)) * (this.#width - 2 * SIDE);
   }
 
   #time(x) {
-    return this.#from + ((x - SIDE) / Math.max(1, this.canvas.clientWidth - 2 * SIDE)) * (this.#to - this.#from);
+    return this.#from + ((x - SIDE) / Math.max(1, this.#width - 2 * SIDE)) * (this.#to - this.#from);
   }
 
   #view() {
@@ -171,6 +172,7 @@ export class Timeline {
     const { canvas, record } = this;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     if (!width || !height) return;
+    this.#width = width;
     const scale = devicePixelRatio || 1;
     const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
     if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
