@@ -1,5 +1,5 @@
-/* The server over HTTP: addresses, the token, refusals, and why a stream does not come about. It keeps the token in this
- * tab alone, and it opens no stream. */
+/* The server over HTTP: addresses, the token, refusals, and why a stream does not come about. It keeps the token in
+ * this tab alone, and it opens no stream. */
 
 const KEY = "jstream.token";
 let kept = null; // for browsers that refuse sessionStorage

@@ -64,7 +64,13 @@ async function start() {
     asPlayed: settings.asPlayed,
     mostStanding: about?.limits?.queries,
   };
-  run = new Run(watched, what, asked, scheduled.filter(({ time }) => time > 0), page);
+  run = new Run(
+    watched,
+    what,
+    asked,
+    scheduled.filter(({ time }) => time > 0),
+    page,
+  );
   stage.show(watched === "network" ? "snapshot" : watched === "camera" || what.asPlayed ? "view" : "still");
   Object.assign(timeline, { fps: what.fps, duration: 0, threshold: settings.threshold });
   timeline.show(run.record);
@@ -134,7 +140,7 @@ function reset() {
   stage.view.controls = false;
   if (kind() === "sample") {
     if (!stage.view.src.endsWith(SAMPLE)) stage.view.src = SAMPLE;
-  } else stage.view.removeAttribute("src"), stage.view.load();
+  } else (stage.view.removeAttribute("src"), stage.view.load());
   if (kind() === "camera") listCameras();
   stage.idle();
   light("idle", "Ready");
@@ -164,13 +170,24 @@ const page = {
     if (name === "opening") {
       const asking = run?.kind === "camera" || kind() === "camera";
       light("busy", "Opening");
-      stage.veil({ title: asking ? "Your browser asks for the camera" : "Opening", text: asking ? "Please allow it." : "", spinner: true });
+      stage.veil({
+        title: asking ? "Your browser asks for the camera" : "Opening",
+        text: asking ? "Please allow it." : "",
+        spinner: true,
+      });
     } else if (name === "connecting") {
       light("busy", detail.again ? "Connecting again" : "Connecting");
       stage.veil({ title: detail.again ? "Connecting again…" : "Connecting…", spinner: true });
     } else if (name === "loading") {
       light("busy", "The model is loading");
-      stage.veil({ title: "The model is loading", text: loadingText(detail), spinner: true, done: detail.done, total: detail.total, counting: true });
+      stage.veil({
+        title: "The model is loading",
+        text: loadingText(detail),
+        spinner: true,
+        done: detail.done,
+        total: detail.total,
+        counting: true,
+      });
     } else if (name === "full") {
       light("busy", "The server is full");
       const places = detail.places ? `All ${detail.places} places are taken. ` : "";
@@ -192,7 +209,13 @@ const page = {
       light("bad", "Ended");
       finished();
       if (run.record.count) page.error(detail.message);
-      else stage.veil({ title: "It cannot be watched", text: sentence(detail.message), button: "Change something", press: reset });
+      else
+        stage.veil({
+          title: "It cannot be watched",
+          text: sentence(detail.message),
+          button: "Change something",
+          press: reset,
+        });
     }
     buttons();
   },
@@ -205,7 +228,8 @@ const page = {
       else stage.say(event.text);
       timeline.grown();
     } else timeline.draw();
-    byId("clock").textContent = time >= 0 && run.source?.duration ? `${clock(time)} / ${clock(run.source.duration)}` : clock(time);
+    byId("clock").textContent =
+      time >= 0 && run.source?.duration ? `${clock(time)} / ${clock(run.source.duration)}` : clock(time);
     page.counts();
     if (index === 0) buttons();
   },
@@ -406,18 +430,26 @@ byId("pause").addEventListener("click", () => {
 byId("camera_live").addEventListener("change", () =>
   run.source.start(byId("camera_live").value).catch((error) => page.error(error.message)),
 );
-for (const [type, held] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+for (const [type, held] of [
+  ["dragover", true],
+  ["dragleave", false],
+  ["drop", false],
+]) {
   stage.element.addEventListener(type, (event) => {
     event.preventDefault();
     stage.element.classList.toggle("dropping", held);
     if (type === "drop") takeFile(event.dataTransfer.files[0]);
   });
 }
-byId("zoom").addEventListener("change", (event) => timeline.zoom(event.target.value === "all" ? Infinity : Number(event.target.value)));
+byId("zoom").addEventListener("change", (event) =>
+  timeline.zoom(event.target.value === "all" ? Infinity : Number(event.target.value)),
+);
 byId("error_close").addEventListener("click", () => page.error(""));
 byId("save_events").addEventListener("click", () => save("events.jsonl", "application/jsonl", eventsJsonl(run.record)));
 byId("save_captions").addEventListener("click", () => save("captions.vtt", "text/vtt", captionsVtt(run.record)));
-byId("save_transcript").addEventListener("click", () => save("transcript.txt", "text/plain", transcriptTxt(run.record)));
+byId("save_transcript").addEventListener("click", () =>
+  save("transcript.txt", "text/plain", transcriptTxt(run.record)),
+);
 addEventListener("keydown", (event) => event.key === "Escape" && stage.peeking && stage.peek(null));
 addEventListener("online", () => run?.stream?.hurry());
 addEventListener("themechange", () => timeline.draw());

@@ -46,7 +46,13 @@ export function save(name, type, text) {
 }
 
 function cueText(text) {
-  const lines = text.split(LINE_ENDS).map((line) => line.split(/\s+/u).join(" ").replace(/[\p{Cc}\p{Cs}]/gu, "").trim());
+  const lines = text.split(LINE_ENDS).map((line) =>
+    line
+      .split(/\s+/u)
+      .join(" ")
+      .replace(/[\p{Cc}\p{Cs}]/gu, "")
+      .trim(),
+  );
   return lines.filter((line) => line).join("\n");
 }
 

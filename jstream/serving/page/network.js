@@ -1,5 +1,5 @@
-/* A stream that the server itself fetches (rtsp://, http://): created over REST, heard as server-sent events, looked at as
- * snapshots. The events are read through fetch, since EventSource sends no Authorization header. */
+/* A stream that the server itself fetches (rtsp://, http://): created over REST, heard as server-sent events, looked
+ * at as snapshots. The events are read through fetch, since EventSource sends no Authorization header. */
 
 import { Refusal, call } from "./api.js";
 import { Patience } from "./patience.js";
@@ -81,7 +81,8 @@ export class NetworkStream {
       } catch (error) {
         if (this.#over) return;
         const lost = error instanceof Refusal && error.status === 404;
-        if (lost) this.#id = null; // the server has begun anew and knows nothing of the stream
+        if (lost)
+          this.#id = null; // the server has begun anew and knows nothing of the stream
         else if (error instanceof Refusal && error.status !== 401 && !TRY_LATER.includes(error.status)) {
           this.#over = true;
           this.on.state("failed", { message: error.message });
@@ -105,7 +106,10 @@ export class NetworkStream {
     this.#said = queries.length;
     const before = this.standing();
     const again = this.#created > 0;
-    const answer = await call("v1/streams", { method: "POST", json: { source: this.source, queries, ...this.settings } });
+    const answer = await call("v1/streams", {
+      method: "POST",
+      json: { source: this.source, queries, ...this.settings },
+    });
     const stream = await answer.json();
     if (this.#over) {
       call(`v1/streams/${stream.id}`, { method: "DELETE" }).catch(() => {});

@@ -1,5 +1,5 @@
-/* The box for questions: those that wait for the start, those that were handed over and not yet heard, and suggestions. It
- * hands texts on and knows nothing of streams. */
+/* The box for questions: those that wait for the start, those that were handed over and not yet heard, and
+ * suggestions. It hands texts on and knows nothing of streams. */
 
 const byId = (id) => document.getElementById(id);
 const FIRST = "Tell me what happens."; // a model that was asked nothing has nothing to say
@@ -64,7 +64,9 @@ export class Questions {
   /** Shows what will be asked at the start, each to be taken back, or hides it while a stream is going. */
   waiting(shown) {
     byId("waiting").hidden = !shown || !this.atStart.length;
-    byId("waiting").querySelector("ul").replaceChildren(...this.atStart.map((text) => this.#item(text)));
+    byId("waiting")
+      .querySelector("ul")
+      .replaceChildren(...this.atStart.map((text) => this.#item(text)));
   }
 
   /** Suggests what the bundled model knows, or what any may know. */

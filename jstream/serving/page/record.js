@@ -1,5 +1,5 @@
-/* What one run of the page has heard: every event in compact arrays, its line as it came, replies, questions, gaps, and
- * small pictures of the moments, bounded. It draws nothing and asks nothing. */
+/* What one run of the page has heard: every event in compact arrays, its line as it came, replies, questions, gaps,
+ * and small pictures of the moments, bounded. It draws nothing and asks nothing. */
 
 export const STATES = ["response", "standby", "silence"]; // in the order they are stacked, from the foot
 const READING_SPEED = 15; // characters a second; this and the next are those of captions.vtt

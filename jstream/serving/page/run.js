@@ -1,5 +1,5 @@
-/* One watching from its start to its end: a source gives frames, a stream takes them, a record keeps what comes back. It
- * joins the three and tells the page; it touches no element but the video that is seen. */
+/* One watching from its start to its end: a source gives frames, a stream takes them, a record keeps what comes back.
+ * It joins the three and tells the page; it touches no element but the video that is seen. */
 
 import { NetworkStream } from "./network.js";
 import { Record } from "./record.js";
@@ -22,7 +22,8 @@ export class Run {
   /**
    * Args:
    *   kind: "sample", "file", "camera" or "network".
-   *   what: {view, url | device | address, fps, most (that the server takes), memory, threshold, asPlayed, mostStanding}.
+   *   what: {view, url | device | address, fps, most (that the server takes), memory, threshold, asPlayed,
+   *          mostStanding}.
    *   questions: asked with the first frame.
    *   scheduled: [{time, text}] in order, asked with the first frame at or after their time.
    *   page: {state(name, detail), event(index, event), frame(canvas), picture(blob) → drawable, asked(text, time),

@@ -1,5 +1,5 @@
-/* What the reader sets: the threshold, which holds at once, and frames a second, memory and pace, which hold from the next
- * start. Options come from what the server tells of itself. */
+/* What the reader sets: the threshold, which holds at once, and frames a second, memory and pace, which hold from the
+ * next start. Options come from what the server tells of itself. */
 
 const byId = (id) => document.getElementById(id);
 const RATES = [0.5, 1, 2, 4, 8]; // frames a second that are offered

@@ -1,5 +1,6 @@
-/* Where the browser's own pictures come from: a camera, captured at every tick, and a video file, sampled at exact times.
- * Both hand over (time, jpeg, small picture) and know nothing of streams but whether there is room for a frame. */
+/* Where the browser's own pictures come from: a camera, captured at every tick, and a video file, sampled at exact
+ * times. Both hand over (time, jpeg, small picture) and know nothing of streams but whether there is room for a
+ * frame. */
 
 const LONGEST_SIDE = 640; // pixels of what is sent
 const QUALITY = 0.85; // of JPEG
@@ -67,7 +68,8 @@ export class Camera {
    * Args:
    *   view: the <video> that shows it.
    *   fps: frames a second.
-   *   sink: {room() → frames unanswered, or null where no stream is open; frame(time, jpeg, small, canvas); lost(error)}.
+   *   sink: {room() → frames unanswered, or null where no stream is open; frame(time, jpeg, small, canvas);
+   *          lost(error)}.
    */
   constructor(view, fps, sink) {
     Object.assign(this, { view, fps, sink });
@@ -110,7 +112,9 @@ export class Camera {
   /** The cameras there are, [{id, label}]; their labels are known once one was allowed. */
   static async list() {
     const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
-    return devices.filter((d) => d.kind === "videoinput" && d.deviceId).map((d) => ({ id: d.deviceId, label: d.label }));
+    return devices
+      .filter((d) => d.kind === "videoinput" && d.deviceId)
+      .map((d) => ({ id: d.deviceId, label: d.label }));
   }
 
   answered() {} // ticks come by the clock
@@ -202,7 +206,10 @@ export class VideoFile {
   async start() {
     const sampler = this.#sampler;
     sampler.src = this.url;
-    sampler.play().then(() => sampler.pause(), () => {}); // some phones decode nothing before play() within a click
+    sampler.play().then(
+      () => sampler.pause(),
+      () => {},
+    ); // some phones decode nothing before play() within a click
     this.view.controls = false;
     if (this.view.getAttribute("src") !== this.url) this.view.src = this.url;
     this.view.currentTime = 0;

@@ -1,5 +1,5 @@
-/* The picture and what lies over it: the subtitle, the veil that says what is being waited for, and the small picture of a
- * moment that was looked up. It shows what it is told and decides nothing. */
+/* The picture and what lies over it: the subtitle, the veil that says what is being waited for, and the small picture
+ * of a moment that was looked up. It shows what it is told and decides nothing. */
 
 import { clock, readingTime } from "./record.js";
 
@@ -44,7 +44,10 @@ export class Stage {
     if (!what) return;
     byId("idle").hidden = true;
     // The region speaks whenever it changes: what stays the same is left alone, and counting down is not told as news.
-    for (const [id, text] of [["veil_title", what.title], ["veil_text", what.text ?? ""]]) {
+    for (const [id, text] of [
+      ["veil_title", what.title],
+      ["veil_text", what.text ?? ""],
+    ]) {
       if (byId(id).textContent !== text) byId(id).textContent = text;
     }
     byId("veil_text").setAttribute("aria-live", what.counting ? "off" : "polite");

@@ -1,5 +1,6 @@
 /* A live stream over the WebSocket: sends frames and questions, tells of events, and opens a new stream where one was
- * lost. The server's times begin at 0 with each stream; everything told here is in the times of the page, which go on. */
+ * lost. The server's times begin at 0 with each stream; everything told here is in the times of the page, which go
+ * on. */
 
 import { address, token } from "./api.js";
 import { Patience } from "./patience.js";

@@ -1,5 +1,5 @@
-/* Light or dark, decided before the first paint: what was chosen, else what the system says. It is the only script that
- * holds the page up, so it does nothing else but wire its button. */
+/* Light or dark, decided before the first paint: what was chosen, else what the system says. It is the only script
+ * that holds the page up, so it does nothing else but wire its button. */
 {
   const KEY = "jstream.theme";
   const system = matchMedia("(prefers-color-scheme: dark)");

@@ -1,5 +1,5 @@
-/* The timeline: the probabilities of the states stacked over time, replies as dots, questions as dashed lines, gaps left
- * empty. It draws what a Record holds, at most once a picture of the screen, and tells which moment was chosen. */
+/* The timeline: the probabilities of the states stacked over time, replies as dots, questions as dashed lines, gaps
+ * left empty. It draws what a Record holds, at most once a picture of the screen, and tells which moment was chosen. */
 
 import { STATES, clock } from "./record.js";
 
@@ -200,7 +200,10 @@ export class Timeline {
       if (x >= -1 && x <= width + 1) diamond(pen, colour("query"), x, MARKERS / 2);
     }
     this.#dots(pen, colour, width);
-    for (const [time, name] of [[this.playhead, "ink"], [this.#chosen, "accent"]]) {
+    for (const [time, name] of [
+      [this.playhead, "ink"],
+      [this.#chosen, "accent"],
+    ]) {
       if (time === null) continue;
       pen.fillStyle = colour(name);
       pen.fillRect(Math.round(this.#x(time)) - 1, MARKERS - 4, 2, foot - top + 4);

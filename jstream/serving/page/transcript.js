@@ -1,5 +1,5 @@
-/* The running transcript: what was asked, said and missed, each line with its time. It is a live region, so what it holds
- * is spoken by screen readers as it comes; the subtitle over the picture is not. */
+/* The running transcript: what was asked, said and missed, each line with its time. It is a live region, so what it
+ * holds is spoken by screen readers as it comes; the subtitle over the picture is not. */
 
 import { clock } from "./record.js";
 
