@@ -42,6 +42,7 @@ try:
     from jstream.serving.hub import Hub, Progress
     from jstream.serving.limits import Limits
     from jstream.serving.outside import Outside
+    from jstream.serving.transport import settings
 except ModuleNotFoundError as error:
     command.fail(f"expected the extra `serve`, found no {error.name}; install it with pip install 'jstream[serve]'")
 
@@ -69,7 +70,6 @@ _KEY = flags.DEFINE_string("key", None, "Its key, a PEM file.")
 _RECONNECT = flags.DEFINE_float("reconnect", RECONNECT, "Seconds for which a lost source is tried again.", 0.0)
 
 UNREAD = 30_000  # milliseconds after which a connection is dropped whose other side takes nothing
-SHUTDOWN = 5  # seconds for connections to end
 
 
 def secret_of(flag: str, path: str | None, variable: str) -> str | None:
@@ -198,23 +198,9 @@ def main() -> None:
     print(f"open {link}", flush=True)
     if not loopback and not _KEY.value:
         print("browsers give a page their camera over https alone: --certificate and --key", flush=True)
-    settings = uvicorn.Config(
-        create_app(server),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="on",
-        ws="websockets-sansio",
-        ws_max_size=limits.frame_bytes + 1024,
-        ws_per_message_deflate=False,  # pictures do not get smaller, and what a bomb expands to is not to be held
-        limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=SHUTDOWN,
-        ssl_certfile=_CERTIFICATE.value,
-        ssl_keyfile=_KEY.value,
-    )
+    served = settings(create_app(server), limits, _CERTIFICATE.value, _KEY.value)
     with contextlib.closing(listening):
-        uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(served).run(sockets=[listening])
     bar.close()
     if hub.status.state == "failed":
         raise UserError(f"the model could not be loaded: {hub.status.error}")

@@ -38,6 +38,7 @@ from jstream.serving.messages import (
     StreamState,
 )
 from jstream.serving.metrics import exposition
+from jstream.serving.openapi import document
 from jstream.serving.outside import Outside
 from jstream.serving.sources import CLOSED, Source
 from jstream.serving.streams import ServedStream
@@ -130,7 +131,7 @@ def create_app(server: Server) -> Guard:
 
     # ------------------------------------------------------------------------------------------------- the server
 
-    @app.get("/healthz", responses={503: {"model": Health}})
+    @app.get("/healthz", responses={403: {"model": Refusal}, 503: {"model": Health}})
     async def health(response: Response) -> Health:
         """Whether the model is ready; 503 while it is being loaded."""
         state = _health(hub)
@@ -273,6 +274,8 @@ def create_app(server: Server) -> Guard:
             raise Refused(404, "expected a file of the page, found none of this name")
         return FileResponse(files[name], headers=_FRESH)
 
+    told = document(app, server.door, limits)
+    app.openapi = lambda: told
     return Guard(app, server.door, limits)
 
 

@@ -4,6 +4,8 @@ ASGI middleware. A WebSocket is refused before its handshake, with the same stat
 streams.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable
@@ -15,6 +17,7 @@ from jstream.serving.access import bearer_of, host_allowed, origin_allowed, toke
 from jstream.serving.limits import Limits
 
 SUBPROTOCOL = "jstream.v1"
+LINGER = 2.0  # seconds for which the body of a request is read that was refused
 PUBLIC = ("/healthz", "/page/")  # and `/`: whoever may connect may see these
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self' ws: wss:; "
@@ -48,10 +51,6 @@ class Door:
     origins: tuple[str, ...] = ()
 
 
-class _TooLarge(Exception):
-    """More of a body has come than may."""
-
-
 class Guard:
     """Lets through what may come in.
 
@@ -71,7 +70,7 @@ class Guard:
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _refuse(scope, send, *refusal)
+            await _refuse(scope, receive, send, *refusal)
         elif scope["type"] == "websocket":
             await self.app(scope, receive, send)
         else:
@@ -97,36 +96,39 @@ class Guard:
         return None
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received, started = 0, False
-
-        async def counted() -> dict[str, Any]:
-            nonlocal received
+        body, more = b"", True
+        while more:  # whole, as what reads it behind here would make an error of its own of one that is too large
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limits.body_bytes:
-                raise _TooLarge
-            return message
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.limits.body_bytes:
+                sentence = f"expected a body of at most {self.limits.body_bytes} bytes, found a larger one"
+                return await _refuse(scope, receive, send, 413, sentence)
+        given = False
+
+        async def again() -> dict[str, Any]:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
 
         async def with_headers(message: dict[str, Any]) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        try:
-            await self.app(scope, counted, with_headers)
-        except _TooLarge:
-            if not started:
-                await _refuse(scope, send, 413, f"expected a body of at most {self.limits.body_bytes} bytes")
+        await self.app(scope, again, with_headers)
 
 
 def _shown(text: str | None) -> str:
     return repr(text[:100]) if text else "none"
 
 
-async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
     body = json.dumps({"detail": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")] if scope["type"] == "http" else []
@@ -134,4 +136,10 @@ async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
     await send({"type": f"{kind}.start", "status": status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
+    await send({"type": f"{kind}.body", "body": body, "more_body": scope["type"] == "http"})
+    if scope["type"] == "http":  # a close over unread bytes resets the connection, and takes the answer with it
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": f"{kind}.body", "body": b""})

@@ -200,11 +200,14 @@ class LiveConnection:
     async def _hear(self, stream: ServedStream, text: str) -> None:
         if len(text) > MAX_MESSAGE:
             raise Refused(413, f"expected a message of at most {MAX_MESSAGE} characters, found {len(text)}")
-        match MESSAGE.validate_json(text):
-            case Ask() as said:
+        said = MESSAGE.validate_json(text)
+        if self._closing:
+            raise Refused(409, f"expected nothing behind `close`, found {said.type!r}")
+        match said:
+            case Ask():
                 for query in await self._outside.queries([said.text], said.webhook):
                     self._hub.ask(stream, query)
-            case SetThreshold() as said:
+            case SetThreshold():
                 self._hub.set_threshold(stream, said.value)
             case Close():
                 self._closing = True
