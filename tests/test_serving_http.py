@@ -170,7 +170,8 @@ def test_where_nothing_is_allowed_no_name_is_looked_up(locked):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("{", "JSON"),
+        ("{", "body: JSON"),
+        (b"\xb1\xb2", "UTF-8"),
         ({}, "source"),
         ({"source": "rtsp://127.0.0.1/", "fps": 0}, "fps"),
         ({"source": "rtsp://127.0.0.1/", "fps": 1e9}, "at most 1000 frames"),
@@ -212,7 +213,7 @@ def test_a_stream_that_is_not_there_is_404_and_a_name_that_is_none_422(served):
         assert served.ask(method, f"/v1/streams/elephant{tail}", body)[0] == 422
     assert served.ask("GET", "/v1/nowhere")[0] == 404
     status, headers, _ = served.ask("PUT", "/v1/streams")
-    assert status == 405 and headers["allow"]
+    assert status == 405 and headers["allow"] == "GET, POST"
 
 
 def test_a_stream_is_shown_changed_and_deleted(served, stream):
@@ -288,7 +289,7 @@ def test_events_can_be_read_from_anywhere_on_without_a_hole_or_a_double(served, 
         assert messages(served.ask("GET", path, headers={"last-event-id": str(number)})[2]) == live[number:]
         assert messages(served.ask("GET", f"{path}?after={number}")[2]) == live[number:]
     assert messages(served.ask("GET", path, headers={"last-event-id": "99"})[2]) == []
-    for wrong in ("-1", "x", "1.5", "9" * 21, "²"):
+    for wrong in ("-1", "x", "1.5", "9" * 17, "²"):
         assert served.ask("GET", path, headers={"last-event-id": wrong.encode()})[0] == 422
     assert served.ask("GET", f"{path}?after=-1")[0] == 422
 

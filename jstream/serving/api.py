@@ -16,6 +16,7 @@ from fastapi import FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.websockets import WebSocket
 
 from jstream.config import ConfigError
@@ -49,7 +50,7 @@ KEEPALIVE = 15.0  # seconds of silence after which a reader of events gets a com
 SNAPSHOT_PIXELS, SNAPSHOT_QUALITY = 640 * 640, 80
 
 Name = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Id of a stream.")]
-LastEventId = Annotated[str | None, Header(description="Number of the last message that was read.", max_length=20)]
+LastEventId = Annotated[str, Header(pattern="^[0-9]{0,16}$", description="Number of the last message that was read.")]
 After = Annotated[int, Query(ge=0, le=2**53, description="Go on behind this message.")]
 
 
@@ -116,12 +117,19 @@ def create_app(server: Server) -> Guard:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        parts = () if first["type"] == "json_invalid" else first["loc"]  # that of JSON is a place in the text
+        place = ".".join(str(part) for part in parts if part != "body")
         return JSONResponse({"detail": f"{place or 'body'}: {first['msg']}"[:300]}, 422)
 
     @app.exception_handler(HTTPException)
-    async def plain(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, of a body that is not even text
+            return JSONResponse({"detail": "body: expected JSON in UTF-8, found something else"}, 422)
+        headers = error.headers
+        if error.status_code == 405:  # of all handlers of the path, where Starlette names the first one's
+            handlers = (route for route in app.routes if route.matches(request.scope)[0] != Match.NONE)
+            headers = {"allow": ", ".join(sorted({way for one in handlers for way in getattr(one, "methods", ())}))}
+        return JSONResponse({"detail": str(error.detail)}, error.status_code, headers)
 
     def found(name: str) -> ServedStream:
         stream = hub.find(name)
@@ -221,12 +229,9 @@ def create_app(server: Server) -> Guard:
         responses={200: {"content": {"text/event-stream": {}}}, **_refusals(404, 422)},
         response_class=StreamingResponse,
     )
-    async def events(name: Name, last_event_id: LastEventId = None, after: After = 0) -> StreamingResponse:
+    async def events(name: Name, last_event_id: LastEventId = "", after: After = 0) -> StreamingResponse:
         """Server-sent events: an event for every frame, and notices under their types; to the end of the stream."""
-        if last_event_id is not None:
-            if not (last_event_id.isascii() and last_event_id.isdecimal()):
-                raise Refused(422, "Last-Event-ID: expected the number of a message, found something else")
-            after = int(last_event_id)
+        after = int(last_event_id or after)
         return StreamingResponse(_told(found(name), after), media_type="text/event-stream", headers=_UNSTORED)
 
     @app.get(

@@ -16,7 +16,7 @@ MAX_QUERIES = 16  # of one request
 LARGEST_TIME = 1e9  # seconds, thirty years
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_QUERY, description="A question or an order to the model.")]
-Webhook = Annotated[str, Field(max_length=2048, description="A URL that replies are posted to.")]
+Webhook = Annotated[str, Field(min_length=1, max_length=2048, description="A URL that replies are posted to.")]
 Memory = Annotated[
     str,
     Field(
