@@ -35,6 +35,7 @@ from jstream.weights.published import load_of_config
 try:
     import uvicorn
 
+    from jstream.serving import webhook
     from jstream.serving.access import HostRules, checked_origins, checked_token, make_token
     from jstream.serving.alerts import Alert, Alerts
     from jstream.serving.api import Server, create_app
@@ -72,7 +73,7 @@ _RECONNECT = flags.DEFINE_float("reconnect", RECONNECT, "Seconds for which a los
 UNREAD = 30_000  # milliseconds after which a connection is dropped whose other side takes nothing
 
 
-def secret_of(flag: str, path: str | None, variable: str) -> str | None:
+def secret_from(flag: str, path: str | None, variable: str) -> str | None:
     """What a file or a variable of the environment holds.
 
     Raises:
@@ -131,20 +132,20 @@ def main() -> None:
     loopback = is_loopback(_HOST.value)
 
     # ------------------------------------------------------------------------------------------------ who, and where
-    token = secret_of("token_file", _TOKEN_FILE.value, "JSTREAM_TOKEN")
+    token = secret_from("token_file", _TOKEN_FILE.value, "JSTREAM_TOKEN")
     token = checked_token(token) if token else None if loopback else make_token()
     door = Door(_HOST.value, token, checked_origins(_ORIGIN.value))
-    if any(host.partition(":")[0] == "public" for host in _SOURCE_HOST.value):
+    if any(host.strip().lower().partition(":")[0] == "public" for host in _SOURCE_HOST.value):
         raise ConfigError("--source_host=public: expected the hosts by name, as a source may lead on to others")
     outside = Outside(HostRules(_SOURCE_HOST.value, "--source_host"), HostRules(_WEBHOOK_HOST.value, "--webhook_host"))
     alerts = None
     if outside.webhooks:
-        secret = secret_of("webhook_secret_file", _SECRET_FILE.value, "JSTREAM_WEBHOOK_SECRET")
+        secret = secret_from("webhook_secret_file", _SECRET_FILE.value, "JSTREAM_WEBHOOK_SECRET")
         if secret is None:
             raise UserError(
                 "--webhook_host: expected --webhook_secret_file=FILE or JSTREAM_WEBHOOK_SECRET, found neither"
             )
-        alerts = Alerts(outside.webhooks, secret.encode(), _SPOOL.value)
+        alerts = Alerts(outside.webhooks, webhook.secret_of(secret), _SPOOL.value)
 
     # ------------------------------------------------------------------------------------------------------ the model
     bar = tqdm(total=1, unit="program", desc="loading the model", dynamic_ncols=True, disable=None)

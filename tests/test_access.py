@@ -355,3 +355,12 @@ def test_elsewhere_addresses_and_the_machines_names_are_heard_too():
     assert all(map(heard, own))
     assert not any(map(heard, ["evil.org", "box.evil.org", "127.1", "0x7f.1", "", None, "*"]))
     assert access.host_allowed("cam.lan:8000", "cam.lan", machine="box")
+
+
+def test_a_source_that_is_allowed_for_its_address_is_opened_by_that_address():
+    """Or the name could stand for another one by the time that FFmpeg looks it up."""
+    outside = Outside(sources=HostRules(["10.0.0.0/8", "camera.example"], "--source_host"))
+    look_up = lambda name, port: ["10.1.2.3"]
+    opened = lambda url: outside.opened(check_url(url, SOURCES, outside.sources, look_up))
+    assert opened("rtsp://me:word@door.example/live?a=1") == "rtsp://me:word@10.1.2.3:554/live?a=1"
+    assert opened("rtsp://camera.example/live") == "rtsp://camera.example/live"

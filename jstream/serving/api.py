@@ -189,7 +189,7 @@ def create_app(server: Server) -> Guard:
         except Refused as error:
             hub.end(stream, str(error))
             raise
-        Source(hub, stream, target, server.reconnect)
+        Source(hub, stream, server.outside.opened(target), server.reconnect)
         return _state(stream)
 
     @app.get("/v1/streams", responses=_refusals())

@@ -43,7 +43,7 @@ class Limits:
     behind: int = 256
     history: int = 4000
     replies: int = 1000
-    ended: int = 100
+    ended: int = 32
     ended_seconds: float = 600.0
     body_bytes: int = 64 * 2**10
     connections: int = 256

@@ -36,6 +36,11 @@ class Outside:
         """
         return await _checked(url, SOURCES, self.sources, credentials=True)
 
+    def opened(self, target: Target) -> str:
+        """The url of a source as FFmpeg is given it, which looks a name up again: one that is allowed for its address
+        alone may stand for another host by then, so that it gets the address that was checked."""
+        return target.url if self.sources.names(target.host, target.port) else target.pinned
+
     async def queries(self, asked: Sequence[str | Asked], webhook: str | None) -> list[Query]:
         """Questions with their webhooks.
 

@@ -13,7 +13,6 @@ import time
 
 from jstream.data.live import LiveVideo
 from jstream.data.video import Paced, Video, VideoError, open_video, paced
-from jstream.serving.access import Target
 from jstream.serving.hub import FAULT, Hub
 from jstream.serving.streams import ServedStream
 
@@ -28,12 +27,12 @@ class Source:
     Args:
         hub: that watches; the stream is open.
         stream: whose `on_answer` is taken.
-        target: that was allowed.
+        url: that is opened.
         reconnect: seconds for which a source that was lost is tried again.
     """
 
-    def __init__(self, hub: Hub, stream: ServedStream, target: Target, reconnect: float):
-        self._hub, self._stream, self._target, self._reconnect = hub, stream, target, reconnect
+    def __init__(self, hub: Hub, stream: ServedStream, url: str, reconnect: float):
+        self._hub, self._stream, self._url, self._reconnect = hub, stream, url, reconnect
         self._answered = threading.Event()
         self._video: Video | LiveVideo | None = None
         stream.on_answer = self._answered_one
@@ -50,7 +49,7 @@ class Source:
         """The thread's whole life."""
         reason = "the source has ended"
         try:
-            with open_video(self._target.url, fps=self._stream.fps, reconnect=self._reconnect) as video:
+            with open_video(self._url, fps=self._stream.fps, reconnect=self._reconnect) as video:
                 self._video = video
                 frames: LiveVideo | Paced = video if isinstance(video, LiveVideo) else paced(video)
                 if isinstance(video, LiveVideo):

@@ -14,8 +14,8 @@ import urllib.parse
 
 import av
 import pytest
+from page_server import REPOSITORY, STREAMS, Served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from served import REPOSITORY, STREAMS, Served
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 PATIENCE = 120_000  # milliseconds, for machines that do much else

@@ -7,8 +7,8 @@ import re
 
 import pytest
 import webvtt
+from page_server import STREAMS, Guests, Pictures, Served
 from playwright.sync_api import Page, expect
-from served import STREAMS, Guests, Pictures, Served
 
 from jstream.data.world import make_world, write_video
 from jstream.streaming.event import Event
