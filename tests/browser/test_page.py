@@ -207,6 +207,24 @@ def test_a_marker_leads_to_its_moment_by_mouse_and_by_keyboard(visit):
     assert page.locator("#view").evaluate("view => view.currentTime") == pytest.approx(time, abs=0.1)
 
 
+def test_a_paused_file_can_be_looked_back_in_and_goes_on_where_it_was(visit):
+    page = visit()
+    page.select_option("#fps", "4")
+    play_sample(page, pace="played")
+    expect(page.locator("#log .reply").first).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    expect(state(page)).to_have_text("Paused")
+    page.wait_for_timeout(3000)  # for frames that were on their way
+    seen = page.locator("#seen").inner_text()
+    page.locator("#log .question .moment").first.click()
+    assert page.locator("#view").evaluate("view => view.currentTime") == pytest.approx(0, abs=0.1)
+    page.wait_for_timeout(1000)
+    assert page.locator("#seen").inner_text() == seen
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#peek")).to_be_hidden()
+    expect(page.locator("#seen")).not_to_have_text(seen)
+
+
 def test_the_threshold_changes_what_is_said_while_the_stream_runs(visit):
     page = visit()
     choose(page, "camera")

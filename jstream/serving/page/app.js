@@ -424,6 +424,10 @@ byId("stop").addEventListener("click", () => run?.stop());
 byId("again").addEventListener("click", reset);
 byId("pause").addEventListener("click", () => {
   run.source.pause(!run.source.paused);
+  if (!run.source.paused) {
+    stage.peek(null);
+    stage.show(run.what.asPlayed ? "view" : "still");
+  }
   light(run.source.paused ? "busy" : "live", run.source.paused ? "Paused" : "Watching");
   buttons();
 });

@@ -178,6 +178,7 @@ export class VideoFile {
   #grabber = new Grabber();
   #sampler = document.createElement("video");
   #next = 0; // the number of the next frame
+  #held = 0; // where the seen video was paused
   #soonest = 0; // performance.now() before which it does not go out
   #over = false;
   #wake = null;
@@ -232,7 +233,10 @@ export class VideoFile {
   /** Holds the video, and with it the stream; the model sees the next frame when it goes on. */
   pause(paused) {
     this.paused = paused;
-    if (paused) this.view.pause();
+    if (paused) {
+      this.view.pause();
+      this.#held = this.view.currentTime;
+    } else this.view.currentTime = this.#held; // someone may have looked back meanwhile
     this.answered();
   }
 

@@ -7,6 +7,7 @@ const MARKERS = 24; // pixels, the strip of dots
 const AXIS = 20;
 const SIDE = 7; // left free on both sides, so that a dot at either end is whole
 const DOT = 4.5;
+const SHORTEST = 10; // seconds that are shown of a stream that has just begun
 const NEAR = 14; // pixels from a dot that still mean it
 const LONGEST_STAND = 3; // a frame stands until the next, but at most this many usual steps: a pause stays a gap
 const TICK_EVERY = 90; // pixels, about
@@ -161,7 +162,7 @@ export class Timeline {
 
   #view() {
     const end = Math.max(this.record?.end ?? 0, this.playhead ?? 0) + 1 / this.fps;
-    if (this.#span === Infinity) [this.#from, this.#to] = [0, Math.max(end, this.duration, 10)];
+    if (this.#span === Infinity) [this.#from, this.#to] = [0, Math.max(end, this.duration || SHORTEST)];
     else {
       this.#to = Math.max(this.#held === null ? end : Math.min(this.#held, end), this.#span);
       this.#from = this.#to - this.#span;
