@@ -5,6 +5,7 @@ import pytest
 from jstream.errors import UserError
 from jstream.serving import access
 from jstream.serving.access import HostRules, NotAllowed, check_url
+from jstream.serving.outside import SOURCES, Outside
 
 WEB = ("https", "http")
 CAMERAS = ("rtsp", "rtsps", "http", "https")

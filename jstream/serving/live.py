@@ -80,6 +80,7 @@ class LiveConnection:
         self._rate = _Rate(self._limits.fps, self._limits.queued)
         self._errors = 0
         self._newest = -1.0  # time of the newest frame
+        self._at: dict[str, float] = {}  # the time of the frame that is dealt with, for what is wrong with it
         self._closing = False
 
     async def run(self) -> None:
@@ -162,6 +163,7 @@ class LiveConnection:
             if message["type"] == "websocket.disconnect":
                 code = message.get("code")
                 return (STOPS, "the server stops") if code == STOPS else (DONE, "the client has gone")
+            self._at = {}
             try:
                 if message.get("bytes") is not None:
                     await self._see(stream, message["bytes"])
@@ -170,20 +172,21 @@ class LiveConnection:
             except (Refused, ValueError) as error:  # pydantic's are ValueErrors as well
                 status = error.status if isinstance(error, Refused) else 422
                 sentence = explain(error) if isinstance(error, ValidationError) else str(error)
-                stream.note("error", status=status, message=sentence)
+                stream.note("error", status=status, message=sentence, **self._at)
                 self._errors += 1
                 if self._errors >= self._limits.errors:
                     return POLICY, f"expected fewer than {self._limits.errors} errors of a client, found as many"
 
     async def _see(self, stream: ServedStream, data: bytes) -> None:
         since = time.perf_counter()
+        frame_time, jpeg = frame_of(data)
+        self._at = {"time": round(frame_time, 3)}
         if self._closing:
             raise Refused(409, "expected no frame behind `close`, found one")
         if not self._rate.allows():
             raise Refused(
                 429, f"expected at most {self._limits.fps:g} frames a second, found more; this one is not seen"
             )
-        frame_time, jpeg = frame_of(data)
         if frame_time <= self._newest:
             raise Refused(422, f"expected a frame later than {self._newest:g} s, found one of {frame_time:g} s")
         if len(jpeg) > self._limits.frame_bytes:

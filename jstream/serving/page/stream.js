@@ -169,7 +169,7 @@ export class LiveStream {
   #notice(notice) {
     if (notice.type === "error") this.#error = notice.message;
     if (notice.type === "ended") this.#reason = notice.reason;
-    if (notice.type === "dropped") this.#answered(notice.time);
+    if (notice.time !== undefined && notice.type !== "asked") this.#answered(notice.time); // a frame that is not seen
     this.on.notice(notice, notice.time === undefined ? null : notice.time + (this.#base ?? 0));
   }
 
