@@ -30,6 +30,7 @@ LOGGER = logging.getLogger(__name__)
 DONE, MALFORMED, POLICY, TOO_BIG, FAILED, STOPS, LATER = 1000, 1003, 1008, 1009, 1011, 1012, 1013  # RFC 6455, IANA
 CLOSE_CODES = {403: POLICY, 413: TOO_BIG, 422: MALFORMED, 429: LATER, 503: LATER}
 CLOSED = "closed"  # why a stream ends whose client has no more frames
+GONE = "the client has gone"
 MAX_MESSAGE = 16 * 2**10  # characters of JSON: as many questions as one may hold, and little more
 
 
@@ -41,7 +42,7 @@ def explain(error: ValidationError) -> str:
 
 
 class _Cut(Exception):
-    """The connection is to be closed; the stream ends for this reason."""
+    """The connection is to be closed, for this reason, before there is a stream."""
 
     def __init__(self, code: int, reason: str):
         super().__init__(reason)
@@ -86,12 +87,13 @@ class LiveConnection:
     async def run(self) -> None:
         """The whole life of the connection."""
         offered = self._socket.scope.get("subprotocols", ())
-        await self._socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
         try:
+            await self._socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
             stream = await self._open()
-        except (_Cut, WebSocketDisconnect) as cut:
-            if isinstance(cut, _Cut):
-                await self._close(cut.code, cut.reason)
+        except _Cut as cut:
+            await self._close(cut.code, cut.reason)
+            return
+        except WebSocketDisconnect:
             return
         tasks = [asyncio.create_task(self._read(stream)), asyncio.create_task(self._write(stream))]
         code, reason = FAILED, FAULT
@@ -101,8 +103,6 @@ class LiveConnection:
             if tasks[0] in done and code not in (FAILED, STOPS):  # what it is refused for is still to be told
                 self._hub.end(stream, reason)
                 await asyncio.wait(tasks[1:], timeout=1.0)
-        except _Cut as cut:
-            code, reason = cut.code, cut.reason
         except Exception:
             LOGGER.exception("a live connection has failed")
         finally:
@@ -162,7 +162,7 @@ class LiveConnection:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 code = message.get("code")
-                return (STOPS, "the server stops") if code == STOPS else (DONE, "the client has gone")
+                return (STOPS, "the server stops") if code == STOPS else (DONE, GONE)
             self._at = {}
             try:
                 if message.get("bytes") is not None:
@@ -231,10 +231,9 @@ class LiveConnection:
                     async with asyncio.timeout(self._limits.write_seconds):
                         await self._socket.send_text(entry.text)
                 except TimeoutError:
-                    return (
-                        POLICY,
-                        f"expected a client that reads, found one that did not for {self._limits.write_seconds:g} s",
-                    )
+                    return POLICY, "expected a client that reads, found one that does not"
+                except (WebSocketDisconnect, RuntimeError):  # Starlette's, for a socket that is closed
+                    return DONE, GONE
                 number = entry.number
             if stream.log.closed and number == stream.log.last:
                 reason = stream.end or CLOSED
