@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import random
 import re
@@ -43,7 +42,7 @@ MEMORY = "sinks"
 SETTLED = 0.1  # of a run, after which memory is looked at: buffers and threads have come by then
 READY = 300.0  # seconds for the server to load the model
 CLOSE = 30.0  # seconds for the last events
-HOSTILE = 8  # bad clients at a time
+HOSTILE = 1  # bad clients at a time
 
 
 @dataclasses.dataclass
@@ -166,64 +165,6 @@ async def watch_all(port: int, process: int, clients: Sequence[Sequence[bytes]],
     return seen, memory
 
 
-async def be_hostile(port: int, counts: collections.Counter[str]) -> None:
-    """Bad clients without end, one after another."""
-    chance = random.Random(SEED)
-    while True:
-        kind = chance.choice([_die_in_a_frame, _send_garbage, _send_too_much, _ask_too_much, _read_nothing, _knock])
-        with contextlib.suppress(Exception):
-            await kind(port)
-        counts[kind.__name__.lstrip("_")] += 1
-        await asyncio.sleep(0.05)
-
-
-async def _die_in_a_frame(port: int) -> None:
-    async with connected(port) as socket:
-        await socket.send(json.dumps({"type": "open"}))
-        socket.transport.write(b"\x82\xfe\x40\x00half a frame")
-        socket.transport.abort()
-
-
-async def _send_garbage(port: int) -> None:
-    async with connected(port) as socket:
-        await socket.send(json.dumps({"type": "open"}))
-        while True:
-            await socket.send(os.urandom(2000))
-            await socket.send("garbage")
-
-
-async def _send_too_much(port: int) -> None:
-    async with connected(port) as socket:
-        await socket.send(json.dumps({"type": "open"}))
-        await socket.send(bytes(50_000_000))
-        await socket.recv()
-        await socket.recv()
-
-
-async def _ask_too_much(port: int) -> None:
-    async with connected(port) as socket:
-        await socket.send(json.dumps({"type": "open"}))
-        for number in range(10_000):
-            await socket.send(json.dumps({"type": "ask", "text": f"Question {number}?"}))
-
-
-async def _read_nothing(port: int) -> None:
-    async with connected(port) as socket:
-        socket.transport.pause_reading()
-        await socket.send(json.dumps({"type": "open"}))
-        for _ in range(200):
-            await socket.send(json.dumps({"type": "ask", "text": ""}))
-        await asyncio.sleep(1.0)
-        socket.transport.abort()
-
-
-async def _knock(port: int) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /v1/live HTTP/1.1\r\nHost: elsewhere.example\r\nAuthorization: Bearer wrong\r\n\r\n")
-    await writer.drain()
-    writer.close()
-
-
 # ------------------------------------------------------------------------------------------------------------ measures
 
 
@@ -263,14 +204,14 @@ def measure(clients: int, frames: int, hostile: bool) -> list[Figure]:
         with tqdm(total=1, desc="one client", unit="frame", disable=True) as bar:
             first, _ = asyncio.run(watch_all(port, process, pictures[:1], 4, bar))
         figures.append(Figure("first_event_ms", round(1000 * first[0].latencies[0], 1), "{} ms"))
-        rounds = [("", False)] + [("hostile_", True)] * hostile
         seen: list[Seen] = []
-        for name, bad in rounds:
-            with tqdm(total=clients * frames, desc=name.rstrip("_") or "clients", unit="frame") as bar:
-                seen, memory, counts = asyncio.run(_round(port, process, pictures, frames, bad, bar))
+        for name in ("", "hostile_") if hostile else ("",):
+            with contextlib.ExitStack() as stack:
+                bad = stack.enter_context(hostile_clients(port)) if name else []
+                bar = stack.enter_context(tqdm(total=clients * frames, desc=name[:-1] or "clients", unit="frame"))
+                seen, memory = asyncio.run(watch_all(port, process, pictures, frames, bar))
             figures += _figures(name, seen, memory, frames)
-            if bad:
-                figures.append(Figure("hostile_connections", sum(counts.values()), "{}"))
+            figures += [Figure("hostile_connections", count, "{}") for count in bad]
     session, others, off = Session(load_model(), MEMORY, fps=FPS), 0, 0.0
     for one, shown in zip(tqdm(seen, desc="comparing", unit="client"), pictures):
         count, far = differences(one.events, offline(session, shown, frames))
@@ -280,14 +221,17 @@ def measure(clients: int, frames: int, hostile: bool) -> list[Figure]:
     return figures
 
 
-async def _round(port: int, process: int, pictures: Sequence[Sequence[bytes]], frames: int, bad: bool, bar: tqdm):
-    counts: collections.Counter[str] = collections.Counter()
-    hostile = [asyncio.create_task(be_hostile(port, counts)) for _ in range(HOSTILE * bad)]
-    seen, memory = await watch_all(port, process, pictures, frames, bar)
-    for task in hostile:
-        task.cancel()
-    await asyncio.gather(*hostile, return_exceptions=True)
-    return seen, memory, counts
+@contextlib.contextmanager
+def hostile_clients(port: int) -> Iterator[list[int]]:
+    """Bad clients beside the others, in a process of their own; a list that has their number at the end."""
+    command = [sys.executable, "-m", "jstream.benchmarks.hostile", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    count: list[int] = []
+    try:
+        yield count
+    finally:
+        said, _ = process.communicate(timeout=60)
+        count.append(int(said))
 
 
 def _figures(name: str, seen: Sequence[Seen], memory: Sequence[int], frames: int) -> list[Figure]:
