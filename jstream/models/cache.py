@@ -58,13 +58,23 @@ def group(q_BTNH: jax.Array, keys: Stored) -> jax.Array:
     return rearrange(q_BTNH * q_BTNH.shape[-1] ** -0.5, "b t (k g) h -> b k g t h", k=kv_heads)
 
 
-def compare(q_BKGTH: jax.Array, keys: Stored) -> jax.Array:
-    """The products of queries, as `group` makes them, with keys [B, K, S, H]: f32 [B, K, G, T, S]."""
-    dot = lambda k: jnp.einsum("bksh,bkgth->bksgt", k, q_BKGTH, preferred_element_type=jnp.float32)
-    # keys on the left: on the right of a product a GPU would turn them around first, all of them
+def compare(q_BKGTH: jax.Array, keys: Stored, queries_first: bool = False) -> jax.Array:
+    """The products of queries, as `group` makes them, with keys [B, K, S, H]: f32 [B, K, G, T, S].
+
+    Args:
+        queries_first: whether queries stand on the left, which suits CPUs. A GPU would turn keys on the right around
+            first, all of them.
+    """
+
+    def dot(k: jax.Array) -> jax.Array:
+        if queries_first:
+            return jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k, preferred_element_type=jnp.float32)
+        products = jnp.einsum("bksh,bkgth->bksgt", k, q_BKGTH, preferred_element_type=jnp.float32)
+        return jnp.moveaxis(products, 2, -1)
+
     if not isinstance(keys, Int8):
-        return jnp.moveaxis(dot(keys), 2, -1)
-    return jnp.moveaxis(dot(keys.values.astype(q_BKGTH.dtype)), 2, -1) * keys.scales[:, :, None, None]
+        return dot(keys)
+    return dot(keys.values.astype(q_BKGTH.dtype)) * keys.scales[:, :, None, None]
 
 
 def mix(probs_BKGTS: jax.Array, values: Stored, dtype: Any) -> jax.Array:
