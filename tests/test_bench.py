@@ -34,7 +34,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--mode=speed"], "expected --mode=train|rows|engine|longrun|frame|reply|peer, found 'speed'"),
+        (["--mode=speed"], "expected --mode=train|rows|engine|longrun|frame|reply|peer|serve, found 'speed'"),
         (["--mode=peer", "--config=tests/smallest.py"], "expected a config of VideoLLM-online's make"),
         (["--mode=train"], "expected --config=FILE with stages"),
         (["--mode=train", "--config=tests/smallest.py", "--stage=2"], "expected one of the 2 stages"),
