@@ -70,7 +70,7 @@ def test_words_that_are_fed_back_on_the_device_are_those_that_the_host_reads(mem
 
 def test_a_few_of_many_streams_have_a_small_step():
     model = make_model()
-    engine = Engine(model, 8, capacity=512, max_new_tokens=4)
+    engine = Engine(model, 8, capacity=512, max_new_tokens=4, ahead=1)
     places = [engine.open() for _ in range(8)]
     for place in places:
         decide(engine._places[place].stream, [RESPONSE if place in (2, 5) else SILENCE] * 9)
