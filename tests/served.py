@@ -23,7 +23,6 @@ from jstream.serving.guard import Door
 from jstream.serving.hub import Hub
 from jstream.serving.limits import Limits
 from jstream.serving.outside import Outside
-from jstream.serving.streams import ServedStream
 from jstream.serving.transport import settings
 from jstream.streaming.engine import Engine
 
@@ -122,9 +121,9 @@ class Served:
         """See `ask`."""
         return ask(self.port, method, path, body, headers)
 
-    def open(self, threshold=None, **options):
+    def open(self, threshold=None):
         """A stream whose frames come from the test itself."""
-        return self.hub.open(ServedStream("live", 1.0, threshold, "sinks:8", self.limits, **options))
+        return self.hub.open("live", 1.0, threshold, "sinks:8")
 
     def see(self, stream, times):
         """Shows frames to such a stream, and waits for their events."""

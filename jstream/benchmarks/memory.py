@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-_STATUS, _RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+_RESET = pathlib.Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc_pid_clear_refs(5)
 
 
@@ -17,9 +17,9 @@ def device_peak() -> int | None:
     return max(known) if known else None
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds; 0 where Linux does not tell."""
-    return _of_status("VmRSS")
+def resident(process: int | str = "self") -> int:
+    """Bytes of memory that a process holds, this one by default; 0 where Linux does not tell."""
+    return _of_status("VmRSS", process)
 
 
 class ProcessPeak:
@@ -42,8 +42,9 @@ class ProcessPeak:
         return _of_status("VmHWM") - self._before if self.known else None
 
 
-def _of_status(name: str) -> int:
-    if not _STATUS.exists():
+def _of_status(name: str, process: int | str = "self") -> int:
+    status = pathlib.Path(f"/proc/{process}/status")
+    if not status.exists():
         return 0
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import json
-import pathlib
 import random
 import re
 import struct
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jstream.benchmarks.memory import resident
 from jstream.benchmarks.report import Figure
 from jstream.data import world as worlds
 from jstream.data.frames import Frame, from_jpeg, to_jpeg
@@ -40,7 +40,6 @@ SEED = 5
 ASKED = {0: "Narrate what happens.", 30: "What colour is the circle?", 75: "How many shapes are there?"}  # by frame
 MEMORY = "sinks"
 SETTLED = 0.1  # of a run, after which memory is looked at: buffers and threads have come by then
-READY = 300.0  # seconds for the server to load the model
 CLOSE = 30.0  # seconds for the last events
 HOSTILE = 1  # bad clients at a time
 
@@ -96,14 +95,6 @@ def running_server(streams: int) -> Iterator[tuple[int, int, float]]:
 def _get(port: int, path: str) -> bytes:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return answer.read()
-
-
-def resident(process: int) -> int:
-    """Bytes of memory that a process holds, as Linux tells; 0 elsewhere."""
-    status = pathlib.Path(f"/proc/{process}/status")
-    if not status.exists():
-        return 0
-    return 1024 * int(re.search(r"VmRSS:\s*(\d+)", status.read_text())[1])  # type: ignore[index]
 
 
 # ------------------------------------------------------------------------------------------------------------- clients

@@ -23,7 +23,7 @@ from jstream.config import ConfigError
 from jstream.data.frames import to_jpeg
 from jstream.serving.alerts import Alerts
 from jstream.serving.guard import Door, Guard
-from jstream.serving.hub import Hub
+from jstream.serving.hub import CLOSED, Hub
 from jstream.serving.limits import Limits, Refused
 from jstream.serving.live import LiveConnection
 from jstream.serving.messages import (
@@ -41,7 +41,7 @@ from jstream.serving.messages import (
 from jstream.serving.metrics import exposition
 from jstream.serving.openapi import document
 from jstream.serving.outside import Outside
-from jstream.serving.sources import CLOSED, Source
+from jstream.serving.sources import Source
 from jstream.serving.streams import ServedStream
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -175,20 +175,10 @@ def create_app(server: Server) -> Guard:
     @app.post("/v1/streams", status_code=201, responses=_refusals(413, 422, 429, 503))
     async def open_stream(new: NewStream) -> StreamState:
         """Watches a source, until it ends or is deleted. What it cannot open ends with the reason."""
-        engine = hub.ready()
-        if new.fps > limits.fps:
-            raise Refused(422, f"expected at most {limits.fps:g} frames a second, found {new.fps:g}")
+        hub.ready()  # before names are looked up
         target = await server.outside.source(new.source)
         queries = await server.outside.queries(new.queries, new.webhook)
-        memory = new.memory or str(engine.memory)
-        threshold = new.threshold if new.threshold is not None else engine.threshold
-        stream = hub.open(ServedStream(target.shown, new.fps, threshold, memory, limits))
-        try:
-            for query in queries:
-                hub.ask(stream, query)
-        except Refused as error:
-            hub.end(stream, str(error))
-            raise
+        stream = hub.open(target.shown, new.fps, new.threshold, new.memory, queries)
         Source(hub, stream, server.outside.opened(target), server.reconnect)
         return _state(stream)
 

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jstream.data.frames import Frame
 from jstream.errors import UserError
@@ -26,6 +26,7 @@ from jstream.streaming.memory import parse_narrower
 LOGGER = logging.getLogger(__name__)
 NEWEST = 2000  # latencies of all streams, of which quantiles are told
 FAULT = "a fault of the server"
+CLOSED = "closed"  # why a stream ends that is wanted no more
 Progress = Callable[[str, int, int], None]
 
 
@@ -116,11 +117,6 @@ class Hub:
         protocol = self.ready().model.protocol
         return list(protocol.probs([1.0] * len(protocol.decision_ids)))
 
-    @property
-    def threshold(self) -> float | None:
-        """Of streams that name none."""
-        return self.ready().threshold
-
     def ready(self) -> Engine:
         """The engine.
 
@@ -133,14 +129,34 @@ class Hub:
             raise Refused(503, f"the model could not be loaded: {self.status.error}")
         raise Refused(503, "expected a model that is ready, found one that is being loaded; try again in some seconds")
 
-    def open(self, stream: ServedStream) -> ServedStream:
-        """Gives a stream a place in the engine.
+    def open(
+        self, source: str, fps: float, threshold: float | None, memory: str | None, queries: Sequence[Query] = ()
+    ) -> ServedStream:
+        """Begins a stream, with what is to be heard with its first frame.
+
+        Args:
+            source: see `ServedStream`.
+            threshold, memory: the engine's where they are None.
 
         Raises:
-            Refused: 503 without a model, 429 where all places are taken.
+            Refused: 503 without a model, 422 for too many frames a second, 429 where all places are taken; as `ask`.
             ConfigError: for a memory that is not the engine's.
         """
         engine = self.ready()
+        if fps > self.limits.fps:
+            raise Refused(422, f"expected at most {self.limits.fps:g} frames a second, found {fps:g}")
+        threshold = engine.threshold if threshold is None else threshold
+        stream = self._place(engine, ServedStream(source, fps, threshold, memory or str(engine.memory), self.limits))
+        try:
+            for query in queries:
+                self.ask(stream, query)
+        except Refused as refused:
+            self.end(stream, str(refused))
+            raise
+        return stream
+
+    def _place(self, engine: Engine, stream: ServedStream) -> ServedStream:
+        """Gives a stream a place in the engine."""
         settings = {"fps": stream.fps, "threshold": stream.threshold, "memory": stream.memory}
         parse_narrower(stream.memory, engine.memory)
         stream.capacity = engine.capacity

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from jstream.config import ConfigError
 from jstream.data.frames import Frame, fit, from_jpeg
 from jstream.serving.guard import SUBPROTOCOL
-from jstream.serving.hub import FAULT, Hub
+from jstream.serving.hub import CLOSED, FAULT, Hub
 from jstream.serving.limits import Refused
 from jstream.serving.messages import MESSAGE, Ask, Close, Open, SetThreshold, frame_of
 from jstream.serving.outside import Outside
@@ -29,7 +29,6 @@ from jstream.serving.streams import ServedStream
 LOGGER = logging.getLogger(__name__)
 DONE, MALFORMED, POLICY, TOO_BIG, FAILED, STOPS, LATER = 1000, 1003, 1008, 1009, 1011, 1012, 1013  # RFC 6455, IANA
 CLOSE_CODES = {403: POLICY, 413: TOO_BIG, 422: MALFORMED, 429: LATER, 503: LATER}
-CLOSED = "closed"  # why a stream ends whose client has no more frames
 GONE = "the client has gone"
 MAX_MESSAGE = 16 * 2**10  # characters of JSON: as many questions as one may hold, and little more
 
@@ -136,22 +135,11 @@ class LiveConnection:
             raise _Cut(CLOSE_CODES.get(status, POLICY), sentence) from None
 
     async def _begin(self, said: Open) -> ServedStream:
-        engine = self._hub.ready()
-        if said.fps > self._limits.fps:
-            raise Refused(422, f"expected at most {self._limits.fps:g} frames a second, found {said.fps:g}")
+        self._hub.ready()  # before names are looked up
         queries = await self._outside.queries(said.queries, said.webhook)
-        memory = said.memory or str(engine.memory)
-        threshold = said.threshold if said.threshold is not None else self._hub.threshold
-        stream = ServedStream("live", said.fps, threshold, memory, self._limits)
-        opened = {"id": stream.id, "memory": memory, "fps": said.fps, "threshold": threshold}
+        stream = self._hub.open("live", said.fps, said.threshold, said.memory, queries)
+        opened = {"id": stream.id, "memory": stream.memory, "fps": stream.fps, "threshold": stream.threshold}
         stream.note("opened", **opened, states=self._hub.states, queued=self._limits.queued)
-        self._hub.open(stream)
-        try:
-            for query in queries:
-                self._hub.ask(stream, query)
-        except Refused as refused:
-            self._hub.end(stream, str(refused))
-            raise
         return stream
 
     # ------------------------------------------------------------------------------------------------------- reading

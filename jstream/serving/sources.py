@@ -17,7 +17,6 @@ from jstream.serving.hub import FAULT, Hub
 from jstream.serving.streams import ServedStream
 
 LOGGER = logging.getLogger(__name__)
-CLOSED = "closed"
 ANSWER_SECONDS = 1.0  # after which a wait looks up whether the stream has ended
 
 
