@@ -137,7 +137,7 @@ class Served:
         """The model takes its time."""
         engine, released = self.hub.engine, threading.Event()
         step = engine.step
-        engine.step = lambda: (released.wait(PATIENCE), step())[1]
+        engine.step = lambda *args: (released.wait(PATIENCE), step(*args))[1]
         try:
             yield
         finally:

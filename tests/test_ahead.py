@@ -23,7 +23,7 @@ class Watched:
         self.fed, self.steps, self.taken_back = collections.Counter(), [], 0
         do, go_back = batch.do, Places.go_back
 
-        def counted(wishes):
+        def counted(wishes, *_):
             self.steps.append(len(wishes))
             for wish in wishes.values():
                 tokens = getattr(wish, "tokens", [])

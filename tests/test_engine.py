@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from test_session import frames, make_model
 from jstream.config import ConfigError
 from jstream.models.cache import CacheFullError
 from jstream.protocols.protocol import RESPONSE, SILENCE
+from jstream.streaming import side_by_side
 from jstream.streaming import step as steps
 from jstream.streaming.engine import Engine, EngineFullError
 from jstream.streaming.session import Session
@@ -84,19 +86,94 @@ def test_every_stream_is_what_it_would_be_alone(name, memory, ahead):  # tests/r
     assert 0 < spoken < sum(LENGTHS) or name == "live"  # it speaks at every frame
 
 
-def test_streams_that_take_turns_finish_a_reply_before_the_next_frame_and_serve_the_oldest_first():
+@pytest.fixture
+def begun(monkeypatch):
+    """Steps side by side that have been begun, in order: how many streams were under way then, and which it was."""
+    steps, under_way, lock = [], set(), threading.Lock()
+    step = side_by_side._step
+
+    def noted(batch, wish):
+        with lock:
+            under_way.add(id(batch))
+            steps.append((len(under_way), batch))
+        done = step(batch, wish)
+        with lock:
+            under_way.remove(id(batch))
+        return done
+
+    monkeypatch.setattr(side_by_side, "_step", noted)
+    return steps
+
+
+def side_by_side_of(cores, monkeypatch):
+    """One stream that replies to its frame, and two that are silent."""
+    monkeypatch.setattr(side_by_side, "cores", lambda: cores)
     engine = Engine(make_model(), 3, capacity=512, max_new_tokens=6, ahead=0)
     talker, *watchers = [engine.open() for _ in range(3)]
-    decide(engine._places[talker].stream, [RESPONSE])
+    decide(engine._places[talker].stream, [RESPONSE] * 9)
     for watcher in watchers:
-        decide(engine._places[watcher].stream, [SILENCE])
-    done, fed = engine.batch.do, []
-    engine.batch.do = lambda wishes: (fed.append(list(did := done(wishes))), did)[1]
+        decide(engine._places[watcher].stream, [SILENCE] * 9)
+    return engine, talker, watchers
+
+
+def test_one_core_finishes_a_reply_before_the_next_frame_and_serves_the_oldest_first(begun, monkeypatch):
+    engine, talker, watchers = side_by_side_of(1, monkeypatch)
     for place in (watchers[1], talker, watchers[0]):
         engine.see(place, frames(1)[0])
     ended = [place for place, _ in engine.run()]
     assert ended == [watchers[1], talker, watchers[0]]
-    assert all(len(places) == 1 for places in fed) and [place for (place,) in fed][2:-1] == [talker] * (len(fed) - 3)
+    assert {count for count, _ in begun} == {1}
+    places = [engine.batch.batches.index(batch) for _, batch in begun]
+    assert places[2:-1] == [talker] * (len(places) - 3) and len(places) > 5
+
+
+def test_each_core_is_at_a_stream_of_its_own(begun, monkeypatch):
+    engine, talker, watchers = side_by_side_of(2, monkeypatch)
+    for frame in frames(4):
+        for place in engine.places:
+            engine.see(place, frame)
+    ended = [place for place, _ in engine.run()]
+    assert sorted(ended) == sorted([*engine.places] * 4)
+    assert {count for count, _ in begun} == {1, 2}
+    of_talker = [index for index, (_, batch) in enumerate(begun) if batch is engine.batch.batches[talker]]
+    assert of_talker[5] > of_talker[0] + 5  # another has seen frames during its first reply
+
+
+def test_a_step_that_is_not_waited_for_tells_when_it_is_done(monkeypatch):
+    engine, _, (place, other) = side_by_side_of(2, monkeypatch)
+    let, done, step = threading.Event(), threading.Event(), side_by_side._step
+    monkeypatch.setattr(side_by_side, "_step", lambda *what: (let.wait(30), step(*what))[1])
+    assert not engine.ready
+    engine.see(place, frames(1)[0])
+    assert engine.ready
+    assert engine.step(done.set) == [] and engine.busy and not engine.ready and not done.is_set()
+    engine.see(other, frames(1)[0])
+    assert engine.ready  # a core is free
+    assert engine.step(done.set) == [] and not engine.ready
+    let.set()
+    assert done.wait(30)
+    ended = []
+    while engine.busy:
+        ended += engine.step()
+    assert sorted(number for number, _ in ended) == sorted([place, other])
+    assert not engine.ready and engine.step(done.set) == []
+
+
+def test_a_stream_that_is_closed_in_the_middle_of_a_step_leaves_nothing_behind(monkeypatch):
+    engine, talker, (place, other) = side_by_side_of(2, monkeypatch)
+    for one in engine.places:
+        engine.see(one, frames(1)[0])
+    assert engine.step(lambda: None) == [] or engine.busy
+    engine.close(talker)
+    assert {number for number, _ in engine.run()} == {place, other}
+    assert engine.open() == talker
+    session = Session(make_model(), capacity=512, max_new_tokens=6)
+    decide(engine._places[talker].stream, [SILENCE] * 3)
+    decide(session.stream, [SILENCE] * 3)
+    for frame in frames(3):
+        engine.see(talker, frame)
+    for (_, event), frame in zip(list(engine.run()), frames(3), strict=True):
+        same(event, session.see(frame))
 
 
 def test_a_stream_may_look_back_over_less_and_be_told_when_to_speak():
@@ -130,7 +207,7 @@ def test_a_word_and_a_frame_share_a_forward():
     decide(engine._places[talker].stream, [RESPONSE] * 2)
     decide(engine._places[watcher].stream, [SILENCE] * 9)
     done, fed = engine.batch.do, []
-    engine.batch.do = lambda wishes: (fed.append({p: len(w.tokens) for p, w in wishes.items()}), done(wishes))[1]
+    engine.batch.do = lambda wishes, *_: (fed.append({p: len(w.tokens) for p, w in wishes.items()}), done(wishes))[1]
     for frame in frames(7):
         engine.see(watcher, frame)
     engine.see(talker, frames(1)[0])
@@ -170,7 +247,7 @@ def test_what_is_asked_while_a_turn_is_under_way_is_heard_with_the_next_frame():
     place = engine.open()
     decide(engine._places[place].stream, [RESPONSE, SILENCE])
     done, fed = engine.batch.do, []
-    engine.batch.do = lambda wishes: (fed.append(wishes[place]), done(wishes))[1]
+    engine.batch.do = lambda wishes, *_: (fed.append(wishes[place]), done(wishes))[1]
     engine.ask(place, "Narrate what happens.")
     for frame in frames(2):
         engine.see(place, frame)
@@ -202,13 +279,15 @@ def test_places_and_queues_have_an_end():
         Engine(make_model(), 0)
 
 
-def test_the_cache_of_all_streams_is_donated():
-    engine = Engine(make_model(), 3, capacity=512)
-    size = sum(x.nbytes for x in jax.tree.leaves(engine.batch.cache))
-    assert all(p.memory_analysis().alias_size_in_bytes >= size for p in engine.batch.programs.values())
-    where = [x.unsafe_buffer_pointer() for x in engine.batch.cache.keys]
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_the_cache_of_all_streams_is_donated(ahead):
+    engine = Engine(make_model(), 3, capacity=512, ahead=ahead)
+    batches = [engine.batch] if ahead else engine.batch.batches
+    size = sum(x.nbytes for x in jax.tree.leaves(batches[0].cache))
+    assert all(p.memory_analysis().alias_size_in_bytes >= size for p in batches[0].programs.values())
+    where = [x.unsafe_buffer_pointer() for batch in batches for x in batch.cache.keys]
     place = engine.open()
     for frame in pictures(engine.model, 3):
         engine.see(place, frame)
     list(engine.run())
-    assert [x.unsafe_buffer_pointer() for x in engine.batch.cache.keys] == where
+    assert [x.unsafe_buffer_pointer() for batch in batches for x in batch.cache.keys] == where

@@ -70,13 +70,14 @@ def test_no_more_is_decoded_than_can_wait_and_leaving_ends_the_threads():
             taken.append(frame)
             yield frame
 
-    before = threading.active_count()
+    decoding = lambda: [thread for thread in threading.enumerate() if "_decode" in thread.name]
     stream = watch(engine, {0: endless()})
     for number in range(5):
         next(stream)
         assert len(taken) <= number + 1 + QUEUED + 2  # those that wait, one that is read, one under way
+    assert decoding()
     stream.close()
-    assert threading.active_count() == before
+    assert not decoding()
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), OSError("disk")])

@@ -45,11 +45,11 @@ class Script:
     model = types.SimpleNamespace(protocol=types.SimpleNamespace(decide=lambda *_: RESPONSE))
 
     def __init__(self, streams, says=lambda asked, second: None):
-        self.batch, self.says, self.compile_seconds = types.SimpleNamespace(streams=streams), says, 0.0
+        self.streams, self.says, self.compile_seconds = streams, says, 0.0
         self.frames, self.heard, self.most = {}, {}, 0
 
     def open(self, protocol):
-        place = next(i for i in range(self.batch.streams) if i not in self.frames)
+        place = next(i for i in range(self.streams) if i not in self.frames)
         self.frames[place], self.heard[place] = collections.deque(), (protocol, None)
         self.most = max(self.most, len(self.frames))
         return place

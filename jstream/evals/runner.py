@@ -248,7 +248,7 @@ def sit(engine: Engine, questions: Mapping[str, Question], folder: Folder, fps: 
 
     try:
         while waiting or sittings:
-            while waiting and len(sittings) < engine.batch.streams:
+            while waiting and len(sittings) < engine.streams:
                 name, question = waiting.popleft()
                 found = folder.find(question.video)
                 if isinstance(found, str):

@@ -163,7 +163,7 @@ def create_app(server: Server) -> Guard:
             states=None if engine is None else hub.states,
             threshold=None if engine is None else engine.threshold,
             memory=None if engine is None else MemoryState(policy=policy, turns=engine.memory.turns),
-            places=None if engine is None else engine.batch.streams,
+            places=None if engine is None else engine.streams,
             free=hub.free,
             sources=bool(server.outside.sources),
             webhooks=server.alerts is not None,

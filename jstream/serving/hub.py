@@ -109,7 +109,7 @@ class Hub:
     @property
     def free(self) -> int:
         """Places for streams."""
-        return 0 if self.engine is None else self.engine.batch.streams - self._running
+        return 0 if self.engine is None else self.engine.streams - self._running
 
     @property
     def states(self) -> list[str]:
@@ -161,9 +161,9 @@ class Hub:
         parse_narrower(stream.memory, engine.memory)
         stream.capacity = engine.capacity
         with self._changed:
-            if self._running >= engine.batch.streams:
+            if self._running >= engine.streams:
                 raise Refused(
-                    429, f"expected a free place, found all {engine.batch.streams} taken; close a stream, or try later"
+                    429, f"expected a free place, found all {engine.streams} taken; close a stream, or try later"
                 )
             self._running += 1
             self.opened += 1
@@ -244,6 +244,11 @@ class Hub:
             self._inbox.append((stream, work))
             self._changed.notify_all()
 
+    def _look_up(self) -> None:
+        """Has the thread see what has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
     def _forget(self) -> None:
         """Drops streams that ended long ago, or that are too many."""
         ended = [stream for stream in self._streams.values() if stream.end is not None]
@@ -276,15 +281,13 @@ class Hub:
     def _turn(self, engine: Engine) -> None:
         """Takes what came in, steps once, and tells what came of it."""
         with self._changed:
-            while not self._inbox and not self._stopping and not engine.busy:
+            while not self._inbox and not self._stopping and not engine.ready:
                 self._changed.wait()
             inbox, self._inbox = self._inbox, []
         for stream, work in inbox:
             if stream.end is None:
                 self._do(stream, engine, work)
-        if not engine.busy:
-            return
-        for place, what in engine.step():
+        for place, what in engine.step(self._look_up):
             stream = self._of_place[place]
             if isinstance(what, Event):
                 self._do(stream, engine, lambda engine, stream=stream, event=what: self._tell(engine, stream, event))

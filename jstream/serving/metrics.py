@@ -22,7 +22,7 @@ class Figures(Collector):
         running = [stream for stream in hub.streams() if stream.end is None]
         yield GaugeMetricFamily("jstream_ready", "1 when the model is loaded.", hub.status.state == "ready")
         yield GaugeMetricFamily("jstream_streams", "Streams that run.", len(running))
-        yield GaugeMetricFamily("jstream_places", "Streams that may run.", engine.batch.streams if engine else 0)
+        yield GaugeMetricFamily("jstream_places", "Streams that may run.", engine.streams if engine else 0)
         yield CounterMetricFamily("jstream_streams_opened", "Streams that were opened.", hub.opened)
         yield CounterMetricFamily("jstream_frames", "Frames that were seen.", hub.frames)
         yield CounterMetricFamily("jstream_replies", "Frames at which something was said.", hub.replies)
@@ -40,7 +40,7 @@ class Figures(Collector):
         yield GaugeMetricFamily(
             "jstream_cache_tokens", "Tokens in the caches of streams that run.", sum(stream.used for stream in running)
         )
-        capacity = engine.capacity * engine.batch.streams if engine else 0
+        capacity = engine.capacity * engine.streams if engine else 0
         yield GaugeMetricFamily("jstream_cache_capacity_tokens", "Tokens that all caches hold.", capacity)
         if self._alerts is not None:
             counts = self._alerts.counts()

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +95,6 @@ class Batch:
         ring: whether all slots are in use for good, so that every step reads all.
         int8: whether the cache holds keys and values in int8.
         together: frames that are embedded at once, where they are kept: at most so many.
-        alone: whether each step is of one stream. A CPU gains nothing from a batch, and whoever is done first need not
-            wait for the others.
         progress: told how many programs are compiled, of how many.
 
     Attributes:
@@ -111,10 +109,9 @@ class Batch:
         ring: bool = False,
         int8: bool = False,
         together: int = 1,
-        alone: bool = False,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ):
-        self.model, self.lengths, self.streams, self._alone = model, lengths, streams, alone
+        self.model, self.lengths, self.streams = model, lengths, streams
         begin = time.perf_counter()
         self._reads = reads_for(model.device.platform, ring, lengths.slots)
         self._shape = Shape(streams, lengths.slots, 1, 0, lengths.sinks, int8, 0, lengths.frames)
@@ -154,8 +151,6 @@ class Batch:
     def _rows(self, tokens: int) -> list[int]:
         """Of the programs for chunks of a length. Words of replies and silent frames are nearly all there is, so that
         these have some for a few streams."""
-        if self._alone:
-            return [1]
         often = tokens in (self.lengths.texts[0], self.lengths.turns[0])
         return _steps_of_four(ROWS, self.streams) if often else [self.streams]
 
@@ -171,12 +166,12 @@ class Batch:
                 clips[index], row[index], slot[index] = sight.clip, place, sight.slot
             self.frames = self.embeds[count](self.model.params, self.frames, clips, row, slot)
 
-    def do(self, wishes: Mapping[int, Wish]) -> dict[int, Any]:
+    def do(self, wishes: Mapping[int, Wish], on_done: Callable[[], object] | None = None) -> dict[int, Any]:
         """Does what streams wish for; those that want different things take turns, the quick ones first.
 
         Args:
-            wishes: by the place of the stream in the batch, those that have waited longest first. Where frames are
-                kept, those of chunks have been embedded.
+            wishes: by the place of the stream in the batch. Where frames are kept, those of chunks have been embedded.
+            on_done: never needed: what is told here is told at once.
 
         Returns:
             What comes of them, for those that it was done for: the others are still to be done.
@@ -184,10 +179,14 @@ class Batch:
         if rebases := {place: wish for place, wish in wishes.items() if isinstance(wish, Rebase)}:
             return self._turn_back(rebases)
         chunks = {place: wish for place, wish in wishes.items() if isinstance(wish, Chunk)}
-        if self._alone:  # the words of a reply first, as they are quick
-            place = min(chunks, key=lambda place: chunks[place].sight is not None)
-            chunks = {place: chunks[place]}
         return self._feed(chunks)
+
+    def ready(self, places: Iterable[int]) -> bool:
+        """Whether there is something to do for one of these places."""
+        return any(True for _ in places)
+
+    def leave(self, place: int) -> None:
+        """What is under way of a stream may end as it likes: whoever is next begins with an empty cache."""
 
     # ------------------------------------------------------------------------------------------------------ the steps
 

@@ -8,7 +8,7 @@
 
 Streams join and leave without anything being compiled. Each has its own clock, questions and memory; one that fails
 ends alone. On accelerators one that replies shares a forward with another that sees a frame, and frames that wait are
-embedded together, a few ahead of their turn; on CPUs, where a batch gains nothing, streams take turns.
+embedded together, a few ahead of their turn; on CPUs, where a batch gains nothing, each core is at a stream of its own.
 """
 
 import collections
@@ -26,6 +26,7 @@ from jstream.protocols.protocol import StreamProtocol
 from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory, parse_narrower
+from jstream.streaming.side_by_side import SideBySide
 from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wish
 
 LOOKS = 4  # frames of a stream that are embedded ahead of their turn, where that is worth while
@@ -74,12 +75,13 @@ class Engine:
         max_queued: frames of a stream that may wait; one more is refused.
         memory, capacity, fps, threshold, temperature, max_new_tokens, int8_cache: as for `Session`; `capacity` is that
             of each stream.
-        ahead: as for `Session`. Where it is 0, each step is of one stream; where it is not, of all that want one, and a
+        ahead: as for `Session`. Where it is 0, streams are stepped `SideBySide`; where it is not, as one `Batch`, and a
             frame that waits is also fed before the host has read what came of the one before, as if that deserved no
             word.
         progress: told how many programs are compiled, of how many.
 
     Attributes:
+        streams: places.
         memory: the policy of all streams; one may look back over less.
         compile_seconds: spent compiling; all of it before the first frame.
 
@@ -105,14 +107,17 @@ class Engine:
         if streams < 1:
             raise ConfigError(f"streams: expected at least one place, found {streams}")
         policy = self.memory = parse_memory(memory)
-        self.model, self.max_queued = model, max_queued
+        self.model, self.streams, self.max_queued = model, streams, max_queued
         ahead = default_ahead(model) if ahead is None else ahead
         self._settings = Settings(policy, capacity, fps, threshold, temperature, max_new_tokens, int8_cache, ahead)
         self._looks = LOOKS if ahead else 0
         self._lengths = Lengths.of(model, self._settings, waiting=self._looks)
-        together = max(streams, self._looks) if ahead else 1
-        alone = not ahead
-        self.batch = Batch(model, self._lengths, streams, policy.ring, int8_cache, together, alone, progress)
+        shared = model, self._lengths, streams, policy.ring, int8_cache
+        self.batch: Batch | SideBySide
+        if ahead:
+            self.batch = Batch(*shared, max(streams, self._looks), progress)
+        else:
+            self.batch = SideBySide(*shared, progress)
         self.compile_seconds = self.batch.compile_seconds
         self._places: dict[int, _Place] = {}
 
@@ -125,6 +130,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether a frame waits or a turn is under way."""
         return any(map(self.waits, self._places))
+
+    @property
+    def ready(self) -> bool:
+        """Whether `step` has something to do, and would not only wait for what is under way."""
+        return self.batch.ready(filter(self.waits, self._places))
 
     def waits(self, place: int) -> bool:
         """Whether a stream has a frame that waits or is under way."""
@@ -153,9 +163,9 @@ class Engine:
             EngineFullError: there is none.
             ConfigError: for another policy, or one of more turns.
         """
-        free = [number for number in range(self.batch.streams) if number not in self._places]
+        free = [number for number in range(self.streams) if number not in self._places]
         if not free:
-            raise EngineFullError(f"the engine has {self.batch.streams} places and all are taken; close a stream first")
+            raise EngineFullError(f"the engine has {self.streams} places and all are taken; close a stream first")
         model = self.model if protocol is None else dataclasses.replace(self.model, protocol=protocol)
         settings = self._settings
         own = {"fps": fps, "threshold": threshold, "memory": memory and parse_narrower(memory, self.memory)}
@@ -166,6 +176,7 @@ class Engine:
     def close(self, place: int) -> None:
         """Ends a stream; what waits is dropped."""
         del self._places[place]
+        self.batch.leave(place)
 
     def set_threshold(self, place: int, threshold: float | None) -> None:
         """As `Session.threshold`, from the next decision on."""
@@ -218,8 +229,12 @@ class Engine:
             raise EngineFullError(f"stream {place}: expected at most {self.max_queued} frames to wait, found one more")
         one.frames.append((one.stream.look(frame, asked), time.perf_counter()))
 
-    def step(self) -> list[tuple[int, Event | Exception]]:
-        """One forward for all streams that want one.
+    def step(self, on_done: Callable[[], object] | None = None) -> list[tuple[int, Event | Exception]]:
+        """One forward for all streams that want one, or one for each of as many as are stepped side by side.
+
+        Args:
+            on_done: where this is given, nothing is waited for: it is called, from another thread, when a forward has
+                ended that is under way by then.
 
         Returns:
             The turns that ended with it: place and event. A stream that cannot go on gives its error instead, and is
@@ -233,7 +248,7 @@ class Engine:
                 self._go_on(number, place, None, ended)
         by_age = sorted(self._places.items(), key=lambda item: item[1].since)
         wishes = {number: place.wish for number, place in by_age if place.wish is not None}
-        for number, done in (self.batch.do(wishes) if wishes else {}).items():
+        for number, done in (self.batch.do(wishes, on_done) if wishes else {}).items():
             self._go_on(number, self._places[number], done, ended)
         return ended
 
