@@ -1,4 +1,4 @@
-"""Serves a page and an API for live streams, all watched by one model as one batch.
+"""Serves a page and an API for live streams, all watched by one model.
 
     python -m jstream.serve                           # then http://127.0.0.1:8000
     python -m jstream.serve --streams=4 --source_host=camera.example

@@ -7,7 +7,7 @@
     python -m jstream.stream --video=FILE --config=configs/joyai.py
 
 A camera or live stream (`--video=rtsp://…`, `--video=0`) is watched until Ctrl-C, SIGTERM, `--duration` or its end.
-Several `--video` are watched together, in one batch; each is asked every query and gets a folder of its own in the
+Several `--video` are watched together, by one engine; each is asked every query and gets a folder of its own in the
 output folder. With no flags the bundled model watches the bundled clip; `--config=configs/streamo.py` and its like say
 where published weights lie and what language they speak. `events.jsonl`, `captions.vtt` and `timeline.png` are written
 to one folder.

@@ -1,4 +1,4 @@
-"""How fast streams are: many of them in one batch beside the same one after another, and one over hours.
+"""How fast streams are: many of them in one engine beside the same one after another, and one over hours.
 
 Videos are worlds, drawn beforehand. With no config the bundled model watches them; a config gives a model of its real
 size with random weights, which speaks as it happens to.
@@ -58,7 +58,7 @@ def frames_of(model: Model, index: int) -> Iterator[Frame]:
         start, index = start + world.duration, index + 1000
 
 
-# ----------------------------------------------------------------------------------------- many streams in one batch
+# ------------------------------------------------------------------------------------------- many streams in one engine
 
 
 def measure_engine(config: TrainConfig | None, streams: int, frames: int, memory: str) -> list[Figure]:

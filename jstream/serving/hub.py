@@ -1,4 +1,4 @@
-"""`Hub`: the thread that owns the engine. Streams of any number of clients and sources are stepped as one batch.
+"""`Hub`: the thread that owns the engine, which steps the streams of any number of clients and sources.
 
     WebSocket ─ frames ─┐                            ┌→ the stream's log → WebSocket, server-sent events
     source's thread ────┴→ see → inbox → engine.step ┤

@@ -90,6 +90,7 @@ class ServedStream:
         self.used, self.capacity = 0, 0
         self.picture: Frame | None = None
         self._asked: list[Query] = []  # to be heard with the next frame
+        self._asked_tokens = 0  # of these
         self._queries = 0  # so far
         self._webhooks = 0
 
@@ -106,7 +107,7 @@ class ServedStream:
             Refused: 409 after the end, 422 for an empty or too long one, 429 for too many.
         """
         try:
-            tokens(query.text)
+            size = tokens(query.text)
         except ValueError as error:
             raise Refused(422, str(error)) from None
         with self.lock:
@@ -116,20 +117,21 @@ class ServedStream:
                 raise Refused(
                     429, f"expected at most {self.limits.queries} questions to wait for the next frame, found one more"
                 )
-            if sum(tokens(other.text) for other in (*self._asked, query)) > room:
+            if self._asked_tokens + size > room:
                 raise Refused(429, f"expected at most {room} tokens of questions for one frame, found more")
             if query.webhook is not None:
                 if self._webhooks >= self.limits.queries:
                     raise Refused(429, f"expected at most {self.limits.queries} webhooks of a stream, found one more")
                 self._webhooks += 1
             self._asked.append(query._replace(text=query.text.strip()))
+            self._asked_tokens += size
 
     def take(self, frame_time: float, since: float) -> Waiting | None:
         """Counts a frame as waiting, with what is to be heard with it; None where too many wait already."""
         with self.lock:
             if len(self.waiting) >= self.limits.queued:
                 return None
-            asked, self._asked = tuple(self._asked), []
+            asked, self._asked, self._asked_tokens = tuple(self._asked), [], 0
             one = Waiting(frame_time, asked, since)
             self.waiting.append(one)
         return one

@@ -19,6 +19,8 @@ from jstream.serving.limits import Limits
 
 SHUTDOWN = 5  # seconds for connections to end when the server does
 LINGER = 5.0  # seconds for which a client is listened to that was told why it is closed
+LEFTOVER = 2**20  # bytes of which it is still looked for its answer; who sends more does not listen
+CALM = 0.02  # seconds between two reads of what it sends
 OVERHEAD = 1024  # bytes of a message beside the picture
 FULL = json.dumps({"detail": "expected fewer connections at once, found as many as the server takes; try later"})
 
@@ -72,11 +74,24 @@ class Requests(H11Protocol):
 
 
 class WebSockets(WebSocketsSansIOProtocol):
-    """WebSocket, whose client gets to read why it is closed."""
+    """WebSocket, whose client gets to read why it is closed, and takes little of the server if it does not."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.close_timeout = LINGER
+        self._leftover = LEFTOVER
 
     def data_received(self, data: bytes) -> None:
-        if self.conn.parser_exc is None:
+        if self.close_sent:
+            self._leftover -= len(data)
+            self.transport.pause_reading()
+            self.loop.call_later(CALM, self._read_on)
+        if self.conn.parser_exc is None and self._leftover >= 0:
             super().data_received(data)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def handle_parser_exception(self) -> None:
         """For a message that is too big or against the protocol. What still comes is thrown away."""

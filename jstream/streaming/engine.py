@@ -27,7 +27,16 @@ from jstream.streaming.batch import Batch, default_ahead
 from jstream.streaming.event import Event
 from jstream.streaming.memory import parse_memory, parse_narrower
 from jstream.streaming.side_by_side import SideBySide
-from jstream.streaming.stream import Lengths, Settings, Sight, Steps, Stream, Wish
+from jstream.streaming.stream import (
+    Lengths,
+    Settings,
+    Sight,
+    Steps,
+    Stream,
+    Wish,
+    checked_question,
+    question_tokens,
+)
 
 LOOKS = 4  # frames of a stream that are embedded ahead of their turn, where that is worth while
 
@@ -202,8 +211,8 @@ class Engine:
         Raises:
             ValueError: as `Session.ask`. From any thread.
         """
-        probe = Stream(self.model, self._settings, self._lengths)
-        return probe.tokens_in(probe.checked(text))
+        room = self._lengths.room if self.memory.turns is not None else None
+        return question_tokens(self.model.protocol, checked_question(self.model.protocol, text, room))
 
     @property
     def question_room(self) -> int:

@@ -28,7 +28,7 @@ from jstream.data.video import Frame
 from jstream.model import Model
 from jstream.models.cache import CacheFullError
 from jstream.models.rope import rope_positions
-from jstream.protocols.protocol import RESPONSE, SILENCE, STATES, Turn, span_in
+from jstream.protocols.protocol import RESPONSE, SILENCE, STATES, StreamProtocol, Turn, span_in
 from jstream.streaming import memory as mem
 from jstream.streaming.event import Event
 from jstream.streaming.step import FED_BACK
@@ -215,6 +215,28 @@ class Lengths:
         return cls((silent, longest), tuple(sorted(texts)), capacity, sinks, room, frames)
 
 
+def question_tokens(protocol: StreamProtocol, query: str) -> int:
+    """Of a question, as it is said."""
+    return len(protocol.tokenizer.encode(f"{query}\n"))
+
+
+def checked_question(protocol: StreamProtocol, text: str, room: int | None) -> str:
+    """A question as it is heard.
+
+    Args:
+        room: tokens that it may take; None is any number.
+
+    Raises:
+        ValueError: it is empty, of more than MAX_QUERY characters, or takes more.
+    """
+    text = text.strip()
+    if not text or len(text) > MAX_QUERY:
+        raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
+    if room is not None and (size := question_tokens(protocol, text)) > room:
+        raise ValueError(f"a question: expected at most {room} tokens, which fit into the cache, found {size}")
+    return text
+
+
 class Stream:
     """One live stream, from the first frame on.
 
@@ -253,14 +275,7 @@ class Stream:
         Raises:
             ValueError: as `Session.ask`.
         """
-        text = text.strip()
-        if not text or len(text) > MAX_QUERY:
-            raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
-        if self._memory.turns is not None and (size := self.tokens_in(text)) > self.lengths.room:
-            raise ValueError(
-                f"a question: expected at most {self.lengths.room} tokens, which fit into the cache, found {size}"
-            )
-        return text
+        return checked_question(self.protocol, text, self.lengths.room if self._memory.turns is not None else None)
 
     def look(self, frame: Frame, asked: Sequence[str] = ()) -> Sight:
         """Takes in the next frame; `see` comes for it in its turn.
@@ -441,4 +456,4 @@ class Stream:
 
     def tokens_in(self, query: str) -> int:
         """Of a question, as it is said."""
-        return len(self.protocol.tokenizer.encode(f"{query}\n"))
+        return question_tokens(self.protocol, query)

@@ -10,6 +10,7 @@ const CAMERA_IN_FLIGHT = 2; // with as many frames unanswered a tick is passed o
 const FILE_IN_FLIGHT = 4;
 const OF_THE_MOST = 0.9; // a file goes at most so much of the rate that the server takes, as its frames may bunch up
 const INSIDE = 1e-3; // seconds behind a frame's time, so that rounding does not show the frame before
+const UNSHOWN = 500; // milliseconds that a picture may take to be shown once the video has gone to it
 
 /** What keeps a picture from coming; `title` in few words, `message` says what to do. */
 export class SourceError extends Error {
@@ -309,9 +310,18 @@ export class VideoFile {
 
   async #seek(time) {
     const sampler = this.#sampler;
+    const shown = presented(sampler);
     sampler.currentTime = Math.min(time, this.duration);
     await happens(sampler, "seeked", () => !sampler.seeking && sampler.readyState >= 2);
+    // On a busy machine a seek ends before its picture is there. A page in the background is shown none.
+    if (shown && !document.hidden) await Promise.race([shown, new Promise((resolve) => setTimeout(resolve, UNSHOWN))]);
   }
+}
+
+/** Resolves with the next picture that a video shows; null where the browser does not tell. */
+function presented(video) {
+  if (!video.requestVideoFrameCallback) return null;
+  return new Promise((resolve) => video.requestVideoFrameCallback(resolve));
 }
 
 /** Resolves once `holds()` does, looking at each `type` event. Throws SourceError where the video cannot be read. */
