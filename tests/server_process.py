@@ -77,6 +77,12 @@ class ServerProcess:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
     @property
+    def processor_seconds(self):
+        """That the process has computed."""
+        ticks = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def memory(self):
         """Resident bytes."""
         pages = pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

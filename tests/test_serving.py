@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -131,6 +132,18 @@ def test_the_threshold_counts_from_the_next_decision_on(served):
             states.append(client.watch(1)[0]["state"])
         assert client.stream.threshold is None
     assert states[0] == states[2] == "response" != states[1]
+
+
+def test_a_threshold_that_is_changed_all_the_time_is_heard_slowly():
+    with Served(dataclasses.replace(LIMITS, fps=50, queued=4)) as server:
+        with Client(server.ready(), threshold=0) as client:
+            began = time.monotonic()
+            for number in range(64):
+                client.say(type="threshold", value=number / 64)
+            until(lambda: client.stream.threshold == 63 / 64)
+            assert time.monotonic() - began > 20 / 50  # a half of those beyond the burst
+            client.see(0)
+            assert client.watch(1) and not client.stream.end
 
 
 def test_close_sees_what_waits_and_says_how_much_that_was(served):

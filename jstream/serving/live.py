@@ -78,6 +78,7 @@ class LiveConnection:
         self._socket, self._hub, self._outside, self._pool = socket, hub, outside, pool
         self._limits = hub.limits
         self._rate = _Rate(self._limits.fps, self._limits.queued)
+        self._changes = _Rate(self._limits.fps, self._limits.queued)  # of the threshold
         self._errors = 0
         self._newest = -1.0  # time of the newest frame
         self._at: dict[str, float] = {}  # the time of the frame that is dealt with, for what is wrong with it
@@ -199,6 +200,8 @@ class LiveConnection:
                 for query in await self._outside.queries([said.text], said.webhook):
                     self._hub.ask(stream, query)
             case SetThreshold():
+                if not self._changes.allows():
+                    await asyncio.sleep(1 / self._limits.fps)
                 self._hub.set_threshold(stream, said.value)
             case Close():
                 self._closing = True

@@ -19,7 +19,7 @@ from jstream.serving.limits import Limits
 
 SHUTDOWN = 5  # seconds for connections to end when the server does
 LINGER = 5.0  # seconds for which a client is listened to that was told why it is closed
-LEFTOVER = 2**20  # bytes of which it is still looked for its answer; who sends more does not listen
+LEFTOVER = 2**17  # bytes of which it is still looked for its answer; who sends more does not listen
 CALM = 0.02  # seconds between two reads of what it sends
 OVERHEAD = 1024  # bytes of a message beside the picture
 FULL = json.dumps({"detail": "expected fewer connections at once, found as many as the server takes; try later"})

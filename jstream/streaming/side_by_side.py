@@ -27,8 +27,6 @@ class SideBySide:
 
     Args:
         model, lengths, streams, ring, int8, progress: as for `Batch`.
-        at_once: streams that are stepped at a time. By default one for each core, or one alone where several devices
-            share the model, as these must all be at the same step.
 
     Attributes:
         batches: of one stream each, by place. They share their programs.
@@ -43,12 +41,11 @@ class SideBySide:
         ring: bool = False,
         int8: bool = False,
         progress: Callable[[int, int], object] = lambda done, total: None,
-        at_once: int | None = None,
     ):
         one = functools.partial(Batch, model, lengths, 1, ring, int8)
         self.batches = [one(progress=progress), *(one() for _ in range(streams - 1))]
         self.compile_seconds = sum(batch.compile_seconds for batch in self.batches)
-        self._at_once = at_once or (cores() if model.mesh is None else 1)
+        self._at_once = cores() if model.mesh is None else 1  # devices of a mesh must all be at the same step
         self._under_way: dict[int, concurrent.futures.Future[Any]] = {}
         self._threads = concurrent.futures.ThreadPoolExecutor(min(self._at_once, streams), "step")
 

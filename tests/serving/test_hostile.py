@@ -13,6 +13,8 @@ import pytest
 from served import HANDSHAKE, Client, until
 from server_process import ServerProcess
 
+from jstream.serving.transport import LINGER
+
 TOKEN = "a-token-of-sixteen-and-more"
 AUTHORIZED = HANDSHAKE.replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
 PLACES, CROWD, AT_A_TIME = 12, 500, 8
@@ -183,6 +185,18 @@ def test_ten_thousand_questions_are_answered_up_to_the_bound_and_closed(server):
         except ConnectionError:
             pass
         assert raw.closed() == 1008
+    until(lambda: streams(server) == 0)
+
+
+def test_whoever_goes_on_sending_behind_a_close_is_dropped_and_costs_little(server):
+    with Raw(server) as raw:
+        raw.shake_hands().socket.sendall(text(OPEN))
+        began, cost = time.monotonic(), server.processor_seconds
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - began < 30:
+                raw.socket.sendall(1000 * text(b"garbage"))
+        assert LINGER - 1 < time.monotonic() - began < LINGER + 10
+        assert server.processor_seconds - cost < 2  # it was 0.7 of every second
     until(lambda: streams(server) == 0)
 
 
