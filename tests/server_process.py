@@ -9,6 +9,8 @@ import threading
 
 from served import ask
 
+from jstream.benchmarks.memory import resident
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -85,5 +87,4 @@ class ServerProcess:
     @property
     def memory(self):
         """Resident bytes."""
-        pages = pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        return resident(self.process.pid)

@@ -161,10 +161,14 @@ def test_a_step_that_is_not_waited_for_tells_when_it_is_done(monkeypatch):
 
 def test_a_stream_that_is_closed_in_the_middle_of_a_step_leaves_nothing_behind(monkeypatch):
     engine, talker, (place, other) = side_by_side_of(2, monkeypatch)
+    let, step = threading.Event(), side_by_side._step
+    monkeypatch.setattr(side_by_side, "_step", lambda *what: (let.wait(30), step(*what))[1])
     for one in engine.places:
         engine.see(one, frames(1)[0])
-    assert engine.step(lambda: None) == [] or engine.busy
-    engine.close(talker)
+    assert engine.step(lambda: None) == [] and engine.busy
+    threading.Timer(0.1, let.set).start()
+    engine.close(talker)  # waits for its step
+    assert let.is_set()
     assert {number for number, _ in engine.run()} == {place, other}
     assert engine.open() == talker
     session = Session(make_model(), capacity=512, max_new_tokens=6)

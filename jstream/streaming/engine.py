@@ -211,8 +211,8 @@ class Engine:
         Raises:
             ValueError: as `Session.ask`. From any thread.
         """
-        room = self._lengths.room if self.memory.turns is not None else None
-        return question_tokens(self.model.protocol, checked_question(self.model.protocol, text, room))
+        protocol = self.model.protocol
+        return question_tokens(protocol, checked_question(protocol, self.memory, self._lengths, text))
 
     @property
     def question_room(self) -> int:

@@ -220,20 +220,17 @@ def question_tokens(protocol: StreamProtocol, query: str) -> int:
     return len(protocol.tokenizer.encode(f"{query}\n"))
 
 
-def checked_question(protocol: StreamProtocol, text: str, room: int | None) -> str:
+def checked_question(protocol: StreamProtocol, memory: mem.Memory, lengths: Lengths, text: str) -> str:
     """A question as it is heard.
 
-    Args:
-        room: tokens that it may take; None is any number.
-
     Raises:
-        ValueError: it is empty, of more than MAX_QUERY characters, or takes more.
+        ValueError: it is empty, of more than MAX_QUERY characters, or fits into no window.
     """
     text = text.strip()
     if not text or len(text) > MAX_QUERY:
         raise ValueError(f"a question: expected 1 to {MAX_QUERY} characters, found {len(text)}")
-    if room is not None and (size := question_tokens(protocol, text)) > room:
-        raise ValueError(f"a question: expected at most {room} tokens, which fit into the cache, found {size}")
+    if memory.turns is not None and (size := question_tokens(protocol, text)) > lengths.room:
+        raise ValueError(f"a question: expected at most {lengths.room} tokens, which fit into the cache, found {size}")
     return text
 
 
@@ -275,7 +272,7 @@ class Stream:
         Raises:
             ValueError: as `Session.ask`.
         """
-        return checked_question(self.protocol, text, self.lengths.room if self._memory.turns is not None else None)
+        return checked_question(self.protocol, self._memory, self.lengths, text)
 
     def look(self, frame: Frame, asked: Sequence[str] = ()) -> Sight:
         """Takes in the next frame; `see` comes for it in its turn.
